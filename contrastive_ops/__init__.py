@@ -1,0 +1,10 @@
+"""Contrastive losses, exact and without the N x M matrix."""
+
+from . import functional, losses
+from .engine.backends import backends
+from .functional import info_nce
+from .losses import InfoNCELoss
+
+__version__ = "0.1.0"
+
+__all__ = ["InfoNCELoss", "__version__", "backends", "functional", "info_nce", "losses"]

@@ -1,0 +1,241 @@
+"""Softmax cross-entropy over a similarity problem, as autograd knows it.
+
+With known row weights (mean, sum) the gradients come with the loss, while each stripe of logits is
+at hand; without (none) the backward recomputes the logits once their weights are known. Second
+derivatives go through the dense reference, up to a stated size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .problem import DIFFERENTIABLE, Gradients, Operands, SimilarityProblem, Wanted, Weight
+
+
+class AnyKernels(Protocol):
+    """`directions.Kernels`, or the same behind the dispatcher (`ops.DispatchedKernels`)."""
+
+    def forward(
+        self, problem: SimilarityProblem, operands: Operands
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def backward(
+        self,
+        problem: SimilarityProblem,
+        operands: Operands,
+        row_stats: Tensor,
+        column_stats: Tensor,
+        weight: Weight,
+        wanted: Wanted,
+    ) -> Gradients: ...
+
+    def total(
+        self, problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
+    ) -> tuple[Tensor, Gradients]: ...
+
+
+def differentiable(
+    kernels: AnyKernels, problem: SimilarityProblem, operands: Operands, weight: Weight | None
+) -> Tensor:
+    """Row losses (N,) where ``weight`` is None, else sum_i weight_i L_i, on given kernels."""
+    wanted = _wanted(operands)
+    if weight is None:
+        if not any(wanted):
+            return kernels.forward(problem, operands)[0]
+        return _Losses.apply(kernels, problem, wanted, *operands)[0]
+    if not any(wanted):
+        return kernels.total(problem, operands, weight, wanted)[0]
+    return _Total.apply(kernels, problem, wanted, weight, *operands)[0]
+
+
+def _wanted(operands: Operands) -> Wanted:
+    if not torch.is_grad_enabled():
+        return (False, False, False, False, False)
+    negatives, own, temperature = operands.negatives, operands.own_negatives, operands.temperature
+    return (
+        operands.query.requires_grad,
+        operands.key.requires_grad,
+        negatives is not None and negatives.requires_grad,
+        own is not None and own.requires_grad,
+        temperature is not None and temperature.requires_grad,
+    )
+
+
+_OPERANDS = len(Operands._fields)
+
+
+class _Function(torch.autograd.Function):
+    """`Function.apply` binds its arguments to a signature anew at every call (30 us) wherever there
+    is a `setup_context`; only functorch's transforms need that."""
+
+    @classmethod
+    def apply(cls, *args):  # type: ignore[no-untyped-def]
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+class _Total(_Function):
+    """sum_i weight_i L_i; its gradients are computed with it and wait for the backward."""
+
+    @staticmethod
+    def forward(kernels, problem, wanted, weight, *operands):  # type: ignore[no-untyped-def]
+        loss, grads = kernels.total(problem, Operands(*operands), weight, wanted)
+        return loss, *[grad for grad in grads if grad is not None]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, ctx.problem, ctx.wanted, weight, *operands = inputs
+        ctx.weight = None if isinstance(weight, Tensor) else weight
+        grads = output[1:]
+        ctx.mark_non_differentiable(*grads)
+        ctx.set_materialize_grads(False)
+        saved_weight = weight if ctx.weight is None else None
+        ctx.save_for_backward(*operands, saved_weight, *grads)
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+        before = (None,) * 4
+        if grad_loss is None:
+            return *before, *(None,) * _OPERANDS
+        operands = ctx.saved_tensors[:_OPERANDS]
+        weight, *grads = ctx.saved_tensors[_OPERANDS:]
+        if torch.is_grad_enabled():
+            weight = ctx.weight if weight is None else weight
+            grads = _ScaledGradients.apply(
+                ctx.problem, ctx.wanted, weight, grad_loss, len(grads), *grads, *operands
+            )
+        else:
+            grads = _scaled(grads, grad_loss)
+        return *before, *_at_wanted(grads, ctx.wanted)
+
+
+class _Losses(_Function):
+    """The (N,) losses; the backward recomputes the logits from the saved log-sum-exps."""
+
+    @staticmethod
+    def forward(kernels, problem, wanted, *operands):  # type: ignore[no-untyped-def]
+        return kernels.forward(problem, Operands(*operands))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.kernels, ctx.problem, ctx.wanted, *operands = inputs
+        stats = output[1:]
+        ctx.mark_non_differentiable(*stats)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands, *stats)
+
+    @staticmethod
+    def backward(ctx, grad_losses, *_):  # type: ignore[no-untyped-def]
+        before = (None,) * 3
+        if grad_losses is None:
+            return *before, *(None,) * _OPERANDS
+        operands, stats = ctx.saved_tensors[:_OPERANDS], ctx.saved_tensors[_OPERANDS:]
+        grads = _LossGradients.apply(
+            ctx.kernels, ctx.problem, ctx.wanted, grad_losses, *stats, *operands
+        )
+        return *before, *_at_wanted(grads, ctx.wanted)
+
+
+def _at_wanted(grads: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor | None, ...]:
+    """The wanted gradients at their operands' places."""
+    rest = iter(grads)
+    found = tuple(next(rest) if want else None for want in wanted)
+    return found + (None,) * (_OPERANDS - DIFFERENTIABLE)
+
+
+def _scaled(grads: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """``factor * grads``; without a pass over them for the usual backward from the loss itself."""
+    if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
+        return grads
+    return [(grad * factor).to(grad.dtype) for grad in grads]
+
+
+class _ScaledGradients(_Function):
+    """grad_loss times the gradients of :class:`_Total`, differentiable once more."""
+
+    @staticmethod
+    def forward(problem, wanted, weight, grad_loss, count, *tensors):  # type: ignore[no-untyped-def]
+        return tuple([(grad * grad_loss).to(grad.dtype) for grad in tensors[:count]])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.problem, ctx.wanted, weight, grad_loss, ctx.count, *tensors = inputs
+        ctx.weight = None if isinstance(weight, Tensor) else weight
+        saved_weight = weight if ctx.weight is None else None
+        ctx.save_for_backward(saved_weight, grad_loss, *tensors[ctx.count :])
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        weight, grad_loss, *operands = ctx.saved_tensors
+        weight = ctx.weight if weight is None else weight
+        seed, second = _second_order(ctx.problem, ctx.wanted, operands, grad_loss, weight, grads)
+        return None, None, None, seed, None, *(None,) * ctx.count, *second
+
+
+class _LossGradients(_Function):
+    """The gradients of :class:`_Losses`, differentiable once more."""
+
+    @staticmethod
+    def forward(kernels, problem, wanted, grad_losses, row, column, *operands):  # type: ignore[no-untyped-def]
+        grads = kernels.backward(
+            problem, Operands(*operands), row, column, grad_losses.contiguous(), wanted
+        )
+        return tuple([grad for grad in grads if grad is not None])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, ctx.problem, ctx.wanted, grad_losses, _, _, *operands = inputs
+        ctx.save_for_backward(grad_losses, *operands)
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        grad_losses, *operands = ctx.saved_tensors
+        seed, second = _second_order(ctx.problem, ctx.wanted, operands, grad_losses, None, grads)
+        return None, None, None, seed, None, None, *second
+
+
+def _second_order(
+    problem: SimilarityProblem,
+    wanted: Wanted,
+    operands: Sequence[Tensor | None],
+    seed: Tensor,
+    weight: Weight | None,
+    grads: Sequence[Tensor],
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """Gradients of <grads, seed * dL/d operands> in the seed and the operands, densely."""
+    whole = Operands(*operands)  # type: ignore[arg-type]
+    _check_dense_size(problem, whole)
+    places = [i for i, want in enumerate(wanted) if want]
+
+    def outputs(*inputs: Tensor) -> Tensor:
+        filled = list(operands)
+        for place, value in zip(places, inputs, strict=True):
+            filled[place] = value
+        losses = reference.row_losses(problem, Operands(*filled))  # type: ignore[arg-type]
+        return losses if weight is None else (losses * weight).sum()
+
+    def first_order(seed: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        pull = torch.func.vjp(outputs, *inputs)[1]
+        return pull(seed)
+
+    inputs = [t for t, want in zip(operands, wanted, strict=False) if want and t is not None]
+    pull = torch.func.vjp(first_order, seed, *inputs)[1]
+    seed_grad, *second = pull(tuple(grads))
+    return seed_grad, _at_wanted(second, wanted)
+
+
+def _check_dense_size(problem: SimilarityProblem, o: Operands) -> None:
+    width = o.key.shape[0]
+    width += 0 if o.negatives is None else o.negatives.shape[0]
+    width += 0 if o.own_negatives is None else o.own_negatives.shape[1]
+    if o.query.shape[0] * width > reference.MAX_ELEMENTS:
+        raise ValueError(
+            f"query: second derivatives build the dense {o.query.shape[0]} x {width} logits, "
+            f"expected at most {reference.MAX_ELEMENTS} of them"
+        )

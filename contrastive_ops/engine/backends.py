@@ -1,0 +1,96 @@
+"""Which backends there are, whether they work here, and which one serves a problem."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from . import extension
+from .problem import Gradients, Operands, SimilarityProblem, Wanted
+
+ENVIRONMENT_VARIABLE = "CONTRASTIVE_OPS_BACKEND"
+NAMES = ("reference", "torch", "cpu", "triton", "cuda")
+
+
+class Backend(Protocol):
+    """What a backend module offers. L is the (N,) vector of row losses."""
+
+    FUSES_TWO_DIRECTIONS: bool
+    """Whether `symmetric` problems that allow it are served in one pass; else they come as two."""
+
+    def forward(
+        self, problem: SimilarityProblem, operands: Operands
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """L, and the row and column statistics that `backward` wants back."""
+
+    def stats_shapes(
+        self, problem: SimilarityProblem, operands: Operands
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of those statistics."""
+
+    def backward(
+        self,
+        problem: SimilarityProblem,
+        operands: Operands,
+        row_stats: Tensor,
+        column_stats: Tensor,
+        weight: Tensor | float,
+        wanted: Wanted,
+    ) -> Gradients:
+        """Gradients of sum_i weight_i L_i."""
+
+    def total(
+        self,
+        problem: SimilarityProblem,
+        operands: Operands,
+        weight: Tensor | float,
+        wanted: Wanted,
+    ) -> tuple[Tensor, Gradients]:
+        """sum_i weight_i L_i with its gradients, in one go."""
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name: ``"ok"``, or why it cannot be used here and what would change that."""
+    return {
+        "reference": "ok",
+        "torch": "ok",
+        "cpu": extension.load()[1],
+        "triton": "not part of this release",
+        "cuda": "not part of this release",
+    }
+
+
+@torch.compiler.assume_constant_result
+def choose(name: str | None, device: torch.device) -> str:
+    """The backend for tensors on ``device``: by name, by environment variable, or the fastest.
+
+    Raises ``ValueError`` when a backend that was asked for does not exist or cannot run here.
+    """
+    origin = "backend"
+    if name is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        origin = ENVIRONMENT_VARIABLE
+    if name is None:
+        return "cpu" if device.type == "cpu" and extension.load()[0] is not None else "torch"
+    if name not in NAMES:
+        raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
+    status = backends()[name]
+    if status != "ok":
+        raise ValueError(f"{origin}: {name!r} cannot be used here: {status}")
+    if name == "cpu" and device.type != "cpu":
+        raise ValueError(f"{origin}: 'cpu' needs tensors on the CPU, got tensors on {device}")
+    return name
+
+
+def module(name: str) -> Backend:
+    """The kernels of a backend. `reference` has none: it is plain autograd."""
+    if name == "cpu":
+        from . import cpu
+
+        return cast(Backend, cpu)
+    from . import chunked
+
+    return cast(Backend, chunked)

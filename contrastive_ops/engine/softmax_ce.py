@@ -1,0 +1,31 @@
+"""Softmax cross-entropy over a similarity problem: the one entry that losses call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import backends, ops, reference
+from .autograd import differentiable
+from .directions import Kernels
+from .problem import Operands, SimilarityProblem, Weight
+
+
+def softmax_ce(
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight | None,
+    backend: str | None = None,
+) -> Tensor:
+    """Row losses L (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
+
+    ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
+    float64 operands; it is differentiable in the first five operands.
+    """
+    name = backends.choose(backend, operands.query.device)
+    if name == "reference":
+        losses = reference.row_losses(problem, operands)
+        return losses if weight is None else (losses * weight).sum()
+    if torch.compiler.is_compiling():
+        return ops.softmax_ce(name, problem, operands, weight)
+    return differentiable(Kernels(name), problem, operands, weight)
