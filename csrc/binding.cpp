@@ -1,0 +1,279 @@
+// From tensors to cpu/problem.h and back. Shapes and values were checked in Python, where errors
+// name the user's argument; here only what memory safety depends on is checked again.
+#include <array>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "cpu/problem.h"
+#include "peak.h"
+
+namespace contrastive_ops {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return DType::float32;
+    case at::kDouble: return DType::float64;
+    case at::kBFloat16: return DType::bfloat16;
+    case at::kHalf: return DType::float16;
+    default: throw std::invalid_argument("unsupported dtype");
+  }
+}
+
+// The tensors and numbers of a problem, in the order of Operands and SimilarityProblem
+// (contrastive_ops/engine/problem.py).
+struct Arguments {
+  Tensor query, key;
+  MaybeTensor negatives, own_negatives, temperature, positives;
+  MaybeTensor query_ids, key_ids, negative_ids, negative_bias, own_bias;
+  MaybeTensor guide_query, guide_key, guide_negatives, guide_threshold;
+  bool normalize, in_batch, symmetric;
+  double scale, margin, false_negative_margin;
+  int64_t group;
+  double group_log_weight;
+  int64_t first_row;
+  double label_smoothing;
+  int64_t workspace_bytes;
+};
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+// Keeps converted copies alive for the length of a call.
+class Operands {
+ public:
+  explicit Operands(const Tensor& query) : query_(query) {}
+
+  // Rows of unit stride: no copy unless the last dimension is strided.
+  const Tensor& rows(const Tensor& x, at::IntArrayRef shape) {
+    require(x.sizes() == shape && x.scalar_type() == query_.scalar_type() && x.is_cpu(),
+            "an operand's shape, dtype or device does not match");
+    return keep(x.size(-1) == 1 || x.stride(-1) == 1 ? x : x.contiguous());
+  }
+
+  template <class T>
+  const T* numbers(const MaybeTensor& x, at::ScalarType type, at::IntArrayRef shape) {
+    if (!x) return nullptr;
+    require(x->sizes() == shape && x->is_cpu(), "an operand's shape or device does not match");
+    return keep(x->to(type).contiguous()).template const_data_ptr<T>();
+  }
+
+ private:
+  const Tensor& keep(const Tensor& x) {
+    kept_.push_back(x);
+    return kept_.back();
+  }
+
+  const Tensor& query_;
+  std::vector<Tensor> kept_;
+};
+
+template <class Acc>
+at::ScalarType accumulator() {
+  return sizeof(Acc) == 8 ? at::kDouble : at::kFloat;
+}
+
+// A matrix' stride between rows; that of a single row may be anything and is never used.
+int64_t row_stride(const Tensor& x) { return x.stride(-2); }
+
+// losses (N), row stats, column stats, total (0-dim), then a gradient or None for each of query,
+// key, negatives, own negatives, temperature.
+template <class Acc>
+std::vector<MaybeTensor> run_problem(
+    Mode mode, const Arguments& a, const MaybeTensor& weight, double weight_all,
+    const std::array<bool, 5>& wanted, const MaybeTensor& row_stats,
+    const MaybeTensor& column_stats) {
+  const at::ScalarType acc = accumulator<Acc>();
+  const auto options = a.query.options();
+  const auto numbers = options.dtype(acc);
+  Operands hold(a.query);
+  Problem<Acc> p;
+
+  require(a.query.dim() == 2 && a.key.dim() == 2, "query and key must be matrices");
+  const int64_t n = a.query.size(0), d = a.query.size(1), m = a.key.size(0);
+  const Tensor x = hold.rows(a.query, {n, d});
+  const Tensor y = hold.rows(a.key, {m, d});
+  p.dtype = dtype_of(x);
+  p.rows = n;
+  p.dim = d;
+  p.x = x.const_data_ptr();
+  p.x_stride = row_stride(x);
+  p.normalize = a.normalize;
+  p.margin = static_cast<Acc>(a.margin);
+  p.smoothing = static_cast<Acc>(a.label_smoothing);
+  p.two_directions = a.symmetric;
+  p.workspace_bytes = a.workspace_bytes;
+  p.scale = static_cast<Acc>(a.scale);
+  if (a.temperature) {
+    require(a.temperature->numel() == 1, "temperature must be one number");
+    p.scale = static_cast<Acc>(1.0 / a.temperature->item<double>());
+  }
+
+  p.id_pairs = a.query_ids ? a.query_ids->size(0) : 0;
+  p.row_ids = hold.numbers<int64_t>(a.query_ids, at::kLong, {p.id_pairs, n});
+
+  p.guide_dim = a.guide_query ? a.guide_query->size(1) : 0;
+  p.row_guide = hold.numbers<float>(a.guide_query, at::kFloat, {n, p.guide_dim});
+  p.guide_threshold = hold.numbers<float>(a.guide_threshold, at::kFloat, {n});
+
+  p.keys.y = y.const_data_ptr();
+  p.keys.count = m;
+  p.keys.stride = row_stride(y);
+  p.keys.scanned = a.in_batch;
+  p.keys.thresholded = true;
+  p.keys.ids = hold.numbers<int64_t>(a.key_ids, at::kLong, {p.id_pairs, m});
+  p.keys.guide = hold.numbers<float>(a.guide_key, at::kFloat, {m, p.guide_dim});
+  p.false_negative_margin = static_cast<Acc>(a.false_negative_margin);
+
+  if (a.positives) {
+    p.positives = a.positives->size(1);
+    if (p.positives) p.positive = hold.numbers<int64_t>(a.positives, at::kLong, {n, p.positives});
+    for (int64_t i = 0; i < n * p.positives; ++i)
+      require(p.positive[i] >= -1 && p.positive[i] < m, "positives: an index is out of range");
+  } else {
+    require(m >= n, "key has fewer rows than query");
+  }
+
+  if (a.negatives) {
+    const int64_t k = a.negatives->size(0);
+    const Tensor negatives = hold.rows(*a.negatives, {k, d});
+    p.negatives.y = negatives.const_data_ptr();
+    p.negatives.count = k;
+    p.negatives.stride = row_stride(negatives);
+    p.negatives.scanned = true;
+    p.negatives.bias = hold.numbers<Acc>(a.negative_bias, acc, {k});
+    p.negatives.ids = hold.numbers<int64_t>(a.negative_ids, at::kLong, {p.id_pairs, k});
+    p.negatives.group = a.group;
+    p.negatives.group_bias = static_cast<Acc>(a.group_log_weight);
+    p.negatives.guide = hold.numbers<float>(a.guide_negatives, at::kFloat, {k, p.guide_dim});
+  }
+  if (a.own_negatives) {
+    const int64_t h = a.own_negatives->size(1);
+    const Tensor own = hold.rows(*a.own_negatives, {n, h, d});
+    p.own.y = own.const_data_ptr();
+    p.own.count = h;
+    p.own.row_stride = own.stride(0);
+    p.own.stride = own.stride(1);
+    p.own.bias = hold.numbers<Acc>(a.own_bias, acc, {n, h});
+  }
+  p.weight = hold.numbers<Acc>(weight, acc, {n});
+  p.weight_all = static_cast<Acc>(weight_all);
+
+  // Results.
+  const int64_t kinds = a.label_smoothing > 0 ? 3 : 1;
+  const int64_t columns = a.symmetric ? m : 0;
+  Tensor losses = at::empty({n}, numbers), column_losses;
+  Tensor row = row_stats ? *row_stats : at::empty({kinds, n}, numbers);
+  Tensor column = column_stats ? *column_stats : at::empty({kinds, columns}, numbers);
+  require(row.sizes() == at::IntArrayRef({kinds, n}) && row.is_contiguous() &&
+              column.sizes() == at::IntArrayRef({kinds, columns}) && column.is_contiguous() &&
+              row.scalar_type() == acc && column.scalar_type() == acc,
+          "the statistics are not those of this problem's forward");
+  auto fill = [&](Stats<Acc>& stats, const Tensor& from) {
+    Acc* data = from.mutable_data_ptr<Acc>();
+    const int64_t count = from.size(1);
+    stats.lse = data;
+    if (kinds == 3) {
+      stats.sum = data + count;
+      stats.count = data + 2 * count;
+    }
+  };
+  fill(p.row, row);
+  p.loss = losses.mutable_data_ptr<Acc>();
+  if (a.symmetric) {
+    fill(p.column, column);
+    column_losses = at::empty({n}, numbers);
+    p.column_loss = column_losses.mutable_data_ptr<Acc>();
+    // L_i is the mean of both directions.
+    p.weight_all /= 2;
+    if (p.weight) p.weight = hold.numbers<Acc>(*weight / 2, acc, {n});
+  }
+
+  std::vector<MaybeTensor> results(9);
+  const bool gradients = mode != Mode::forward;
+  double temperature_grad = 0;
+  auto grad = [&](int which, at::IntArrayRef shape) -> void* {
+    if (!gradients || !wanted[which]) return nullptr;
+    results[4 + which] = at::empty(shape, options);
+    return results[4 + which]->mutable_data_ptr();
+  };
+  p.x_grad = grad(0, {n, d});
+  p.keys.grad = grad(1, {m, d});
+  if (a.negatives) p.negatives.grad = grad(2, {p.negatives.count, d});
+  if (a.own_negatives) p.own.grad = grad(3, {n, p.own.count, d});
+  if (gradients && wanted[4] && a.temperature) p.temperature_grad = &temperature_grad;
+
+  {
+    pybind11::gil_scoped_release release;
+    run(p, mode);
+  }
+
+  if (p.temperature_grad)
+    results[8] = at::full({}, temperature_grad, a.temperature->options());
+  if (mode != Mode::backward) {
+    const Acc* loss = p.loss;
+    Acc* row_loss = p.loss;
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double both = a.symmetric ? double(loss[i]) + double(p.column_loss[i]) : double(loss[i]);
+      total += both * (p.weight ? p.weight[i] : p.weight_all);
+      if (a.symmetric) row_loss[i] = static_cast<Acc>(both / 2);
+    }
+    results[0] = losses;
+    results[1] = row;
+    results[2] = column;
+    results[3] = at::full({}, total, numbers);
+  }
+  return results;
+}
+
+std::vector<MaybeTensor> softmax_ce(
+    int mode, Tensor query, Tensor key, MaybeTensor negatives, MaybeTensor own_negatives,
+    MaybeTensor temperature, MaybeTensor positives, MaybeTensor query_ids, MaybeTensor key_ids,
+    MaybeTensor negative_ids, MaybeTensor negative_bias, MaybeTensor own_bias,
+    MaybeTensor guide_query, MaybeTensor guide_key, MaybeTensor guide_negatives,
+    MaybeTensor guide_threshold, bool normalize, bool in_batch, bool symmetric, double scale,
+    double margin, double false_negative_margin, int64_t group, double group_log_weight,
+    int64_t first_row, double label_smoothing, int64_t workspace_bytes, MaybeTensor weight,
+    double weight_all, std::array<bool, 5> wanted, MaybeTensor row_stats,
+    MaybeTensor column_stats) {
+  require(first_row == 0, "first_row belongs to stripes of the torch backend");
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Arguments a{
+      query, key, negatives, own_negatives, temperature, positives, query_ids, key_ids,
+      negative_ids, negative_bias, own_bias, guide_query, guide_key, guide_negatives,
+      guide_threshold, normalize, in_batch, symmetric, scale, margin, false_negative_margin, group,
+      group_log_weight, first_row, label_smoothing, workspace_bytes};
+  const auto run_as = query.scalar_type() == at::kDouble ? run_problem<double> : run_problem<float>;
+  return run_as(static_cast<Mode>(mode), a, weight, weight_all, wanted, row_stats, column_stats);
+}
+
+std::vector<std::string> isas() {
+  int count = 0;
+  const char* const* names = available_isas(&count);
+  return {names, names + count};
+}
+
+}  // namespace
+}  // namespace contrastive_ops
+
+PYBIND11_MODULE(_C, module) {
+  using namespace contrastive_ops;
+  module.def("softmax_ce", &softmax_ce);
+  module.def("available_isas", &isas, "Instruction sets of this CPU that have a kernel, best last.");
+  module.def("current_isa", &current_isa, "The one that the next call uses.");
+  module.def("select_isa", &select_isa, "Forces one; an empty name restores the best.");
+  module.def("measure_peak", &measure_peak, pybind11::arg("kind"), pybind11::arg("threads"),
+             pybind11::arg("seconds"));
+}

@@ -1,0 +1,66 @@
+#include "check.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace contrastive_ops {
+namespace {
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(std::string("contrastive_ops::run: ") + what);
+}
+
+template <class Acc>
+void check_block(const Problem<Acc>& p, const Block<Acc>& block) {
+  require(block.count >= 0, "a block's count is negative");
+  require(block.count == 0 || block.y, "a block has rows but no data");
+  require(block.group >= 0, "a block's group is negative");
+  require(!block.ids || (p.row_ids && p.id_pairs > 0), "a block has ids but the rows have none");
+  require(!block.guide || (p.row_guide && p.guide_threshold && p.guide_dim > 0),
+          "a block has a guide but the rows have none");
+}
+
+}  // namespace
+
+template <class Acc>
+void check(const Problem<Acc>& p, Mode mode) {
+  require(sizeof(Acc) == 8 ? p.dtype == DType::float64 : p.dtype != DType::float64,
+          "dtype does not go with the type of the accumulator");
+  require(p.rows > 0 && p.dim > 0 && p.x, "there are no rows");
+  require(p.scale > 0, "scale is not positive");
+  require(p.positives >= 0, "positives is negative");
+  require(p.smoothing >= 0 && p.smoothing <= 1, "smoothing is not in [0, 1]");
+  check_block(p, p.keys);
+  check_block(p, p.negatives);
+  require(p.own.count >= 0 && (p.own.count == 0 || p.own.y), "own has a count but no data");
+  if (p.positives == 0) {
+    require(p.smoothing == 0, "smoothing needs positives");
+    require(!p.two_directions, "two directions need positives");
+    require(!(p.false_negative_margin < Acc(__builtin_inff())),
+            "a false-negative margin needs positives");
+  } else if (!p.positive) {
+    require(p.positives == 1, "several positives need an index");
+    require(p.keys.count >= p.rows, "there are fewer keys than rows");
+  } else {
+    for (int64_t e = 0; e < p.rows * p.positives; ++e) {
+      require(p.positive[e] < p.keys.count, "a positive is out of range");
+    }
+  }
+  if (p.two_directions) {
+    require(!p.positive && p.positives == 1, "two directions take key i as the positive of row i");
+    require(p.keys.scanned && !p.keys.guide, "two directions need scanned keys without a guide");
+  }
+  if (mode == Mode::backward) {
+    require(p.row.lse, "a backward needs the rows' statistics");
+    require(!p.two_directions || p.column.lse, "a backward needs the columns' statistics");
+    require(p.smoothing == 0 || (p.row.sum && p.row.count),
+            "a backward with smoothing needs sums and counts");
+    require(p.smoothing == 0 || !p.two_directions || (p.column.sum && p.column.count),
+            "a backward with smoothing needs the columns' sums and counts");
+  }
+}
+
+template void check(const Problem<float>&, Mode);
+template void check(const Problem<double>&, Mode);
+
+}  // namespace contrastive_ops

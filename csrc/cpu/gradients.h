@@ -1,0 +1,120 @@
+// From gradients of unit rows to gradients of the inputs, and the candidates whose coefficients are
+// few enough to be handled one by one: positives, and a row's own negatives.
+#pragma once
+
+// sum += coefficient * unit row
+template <class Acc, class E>
+inline void add_row(Acc* sum, const E* row, int64_t dim, Acc coefficient) {
+  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
+    if (n == lanes<Acc>) {
+      store(sum + k, load(sum + k) + v * coefficient);
+    } else {
+      store_part<Acc>(sum + k, load_part<Acc>(sum + k, n) + v * coefficient, n);
+    }
+  });
+}
+
+// Writes scale * (gradient - <gradient, u> u) / |row| for the unit row u, or scale * gradient where
+// rows are not normalised, to `out` (null: nowhere; it may be `gradient` itself). Returns
+// <gradient, u>.
+template <class Acc, class E>
+inline double finish_row(const Acc* gradient, const E* row, int64_t dim, Acc unit, bool normalize,
+                         Acc scale, E* out) {
+  Vec<Acc> sum = {};
+  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
+    sum += (n == lanes<Acc> ? load(gradient + k) : load_part<Acc>(gradient + k, n)) * (v * unit);
+  });
+  const double dot = sum_lanes<Acc>(sum);
+  if (!out) return dot;
+  const Acc along = normalize ? Acc(dot) : Acc(0), factor = scale * unit;
+  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
+    const Vec<Acc> g = n == lanes<Acc> ? load(gradient + k) : load_part<Acc>(gradient + k, n);
+    store_first<Acc>(out + k, (g - (v * unit) * along) * factor, n);
+  });
+  return dot;
+}
+
+// Positives among columns [begin, begin + count) of `keys`, in order of rows.
+template <class S>
+void add_positive_queries(const S& st, int64_t first_row, int64_t rows, int64_t begin,
+                          int64_t count) {
+  using Acc = typename S::Acc;
+  const auto add = [&](int64_t i, int64_t k, int64_t j) {
+    add_row(st.keys.grad_sum + j * st.p.dim, st.x_row(i), st.p.dim,
+            Acc(st.positive_coefficient[i * st.p.positives + k] * double(st.x_scale[i].unit())));
+  };
+  if (st.p.positives == 0) return;
+  if (!st.p.positive) {
+    const int64_t last = minimum(first_row + rows, begin + count);
+    for (int64_t i = maximum(first_row, begin); i < last; ++i) add(i, 0, i);
+    return;
+  }
+  const int64_t* index = st.p.positive + first_row * st.p.positives;
+  for (int64_t e = 0; e < rows * st.p.positives; ++e) {
+    if (uint64_t(index[e] - begin) < uint64_t(count)) {
+      add(first_row + e / st.p.positives, e % st.p.positives, index[e]);
+    }
+  }
+}
+
+template <class S>
+void finish_candidates(const S& st, const Side<typename S::Acc>& side, int64_t begin,
+                       int64_t count) {
+  using E = typename S::Elem;
+  const auto& block = *side.block;
+  for (int64_t j = begin; j < begin + count; ++j) {
+    const E* row = static_cast<const E*>(block.y) + j * block.stride;
+    side.dot[j] = finish_row(side.grad_sum + j * st.p.dim, row, st.p.dim, side.scale[j].unit(),
+                             st.p.normalize, st.p.scale,
+                             static_cast<E*>(block.grad) + j * st.p.dim);
+  }
+}
+
+// A row's own negatives: their gradients, and their part in `dx` (null: none is wanted).
+template <class S>
+void finish_own(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* buffer) {
+  using Acc = typename S::Acc;
+  using E = typename S::Elem;
+  const auto& own = st.p.own;
+  const Acc x_unit = st.x_scale[i].unit();
+  double dots = 0;
+  for (int64_t h = 0; h < own.count; ++h) {
+    const int64_t at = i * own.count + h;
+    const double t = double(st.own_logit[at]);
+    const Acc unit = st.own_scale[at].unit();
+    double p = 0;
+    if (t != -infinity<double>) {
+      p = double(st.weight(i)) * __builtin_exp2(t - st.row_lse[i]) - double(st.softmax[i].smooth);
+    }
+    const E* row = st.own_row(i, h);
+    if (dx) add_row(dx, row, st.p.dim, Acc(p * double(unit)));
+    if (!own.grad) continue;
+    const Acc coefficient = Acc(p * double(x_unit));
+    for_each_vector<Acc>(st.x_row(i), st.p.dim, [&](int64_t k, Vec<Acc> v, int64_t) {
+      store(buffer + k, v * coefficient);  // a whole vector: the buffer is padded
+    });
+    dots += finish_row(buffer, row, st.p.dim, unit, st.p.normalize, st.p.scale,
+                       static_cast<E*>(own.grad) + at * st.p.dim);
+  }
+  if (own.count) st.own_dot[i] = dots;
+}
+
+// The end of row i: `dx` holds the sum over the scanned candidates (null: no gradient of x is
+// wanted). `buffer` has dim_padded numbers.
+template <class S>
+void finish_query(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* buffer) {
+  using Acc = typename S::Acc;
+  using E = typename S::Elem;
+  finish_own(st, i, dx, buffer);
+  if (!dx) return;
+  for (int64_t k = 0; k < st.p.positives; ++k) {
+    const int64_t j = st.positive_index(i, k);
+    if (j < 0) continue;
+    add_row(dx, static_cast<const E*>(st.p.keys.y) + j * st.p.keys.stride, st.p.dim,
+            Acc(st.positive_coefficient[i * st.p.positives + k] *
+                double(st.keys.scale[j].unit())));
+  }
+  E* out = st.p.x_grad ? static_cast<E*>(st.p.x_grad) + i * st.p.dim : nullptr;
+  st.row_dot[i] = finish_row(dx, st.x_row(i), st.p.dim, st.x_scale[i].unit(), st.p.normalize,
+                             st.p.scale, out);
+}

@@ -1,0 +1,24 @@
+// What every instruction set's file offers to the dispatcher.
+#pragma once
+#include "problem.h"
+
+namespace contrastive_ops {
+
+#define CONTRASTIVE_OPS_DECLARE(name)         \
+  namespace name {                            \
+  void run(const Problem<float>&, Mode);      \
+  void run(const Problem<double>&, Mode);     \
+  }
+CONTRASTIVE_OPS_DECLARE(portable)
+#if defined(__x86_64__)
+CONTRASTIVE_OPS_DECLARE(avx2)
+CONTRASTIVE_OPS_DECLARE(avx512)
+CONTRASTIVE_OPS_DECLARE(avx512bf16)
+#endif
+#undef CONTRASTIVE_OPS_DECLARE
+
+// Threads worth waking for this problem.
+template <class Acc>
+int workers_for(const Problem<Acc>& problem, Mode mode);
+
+}  // namespace contrastive_ops

@@ -1,0 +1,228 @@
+// Rows of the inputs: norms, scales, dot products, and packed operands of the products.
+#pragma once
+
+// The sum of squares of a row times a power of two, as a sum of squares of numbers near 1.
+template <class Acc, class E>
+inline double square_sum(const E* row, int64_t n, Acc factor) {
+  Vec<Acc> sum[4] = {};
+  int which = 0;
+  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
+    v = v * factor;
+    sum[which] += v * v;
+    which = (which + 1) & 3;
+  });
+  return sum_lanes<Acc>(sum[0]) + sum_lanes<Acc>(sum[1]) + sum_lanes<Acc>(sum[2]) +
+         sum_lanes<Acc>(sum[3]);
+}
+
+template <class Acc, class E>
+inline double row_norm(const E* row, int64_t n) {
+  const double safe = sizeof(Acc) == 4 ? 1e-25 : 1e-200;
+  double square = square_sum<Acc>(row, n, Acc(1));
+  if (square > safe && square < 1 / safe) return __builtin_sqrt(square);
+  Vec<Acc> most = {};
+  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
+    most = vmax(most, v < 0 ? -v : v);
+  });
+  const double largest = double(max_lanes<Acc>(most));
+  if (!(largest > 0) || largest == infinity<double>) return __builtin_sqrt(square);
+  // The largest element to [1, 2) in two exact steps: one power of two may not be a number of Acc.
+  int exponent;
+  __builtin_frexp(largest, &exponent);
+  const int half = (1 - exponent) / 2, rest = 1 - exponent - half;
+  Vec<Acc> sum = {};
+  const Acc first = Acc(__builtin_ldexp(1, half)), second = Acc(__builtin_ldexp(1, rest));
+  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
+    v = v * first * second;
+    sum += v * v;
+  });
+  return __builtin_ldexp(__builtin_sqrt(sum_lanes<Acc>(sum)), exponent - 1);
+}
+
+template <class S, class E = typename S::Elem>
+inline RowScale<typename S::Acc> row_scale(const S& st, const E* row) {
+  using Acc = typename S::Acc;
+  // Dot products need norms only for the range of the logits and the slack of thresholds.
+  const double norm = row_norm<Acc>(row, st.p.dim);
+  if (!st.p.normalize) return {1, 1, Acc(norm)};
+  if (norm == 0) return {0, 1, 0};
+  if constexpr (S::pairs) {
+    int exponent = 1;
+    if (norm < infinity<double>) __builtin_frexp(norm, &exponent);
+    const double power = __builtin_ldexp(1, minimum(126, maximum(-126, 1 - exponent)));
+    return {Acc(power), Acc(1 / (norm * power)), Acc(norm)};
+  } else {
+    return {minimum(largest_finite<Acc>, Acc(1 / norm)), 1, Acc(norm)};
+  }
+}
+
+// <a, b> of scaled rows, before `post`.
+template <class Acc, class E>
+inline double scaled_dot(const E* a, Acc a_element, const E* b, Acc b_element, int64_t n) {
+  Vec<Acc> sum[2] = {};
+  int which = 0;
+  const int64_t whole = n - n % lanes<Acc>;
+  for (int64_t k = 0; k < whole; k += lanes<Acc>) {
+    sum[which] += (load_as<Acc>(a + k) * a_element) * (load_as<Acc>(b + k) * b_element);
+    which ^= 1;
+  }
+  if (whole < n) {
+    sum[which] += (load_part<Acc>(a + whole, n - whole) * a_element) *
+                  (load_part<Acc>(b + whole, n - whole) * b_element);
+  }
+  return sum_lanes<Acc>(sum[0]) + sum_lanes<Acc>(sum[1]);
+}
+
+#if ISA_BF16
+// Two vectors of floats that bfloat16 holds exactly, as pairs.
+inline U32 exact_pairs(Vec<float> low, Vec<float> high) {
+  return ((U32)low >> 16) | ((U32)high & 0xffff0000u);
+}
+#endif
+
+// Units [k, k + lanes) of a row, 0 beyond its end.
+template <class P, class E>
+inline Vec<typename P::Unit> load_units(const E* row, int64_t k, int64_t dim,
+                                        typename P::Acc element) {
+  using Unit = typename P::Unit;
+  constexpr int64_t elements = lanes<Unit> * P::pack;
+  const int64_t begin = k * P::pack;
+  const int64_t n = minimum(elements, dim - begin);
+  if (n <= 0) return Vec<Unit>{};
+  if constexpr (P::pack == 1) {
+    return (n == elements ? load_as<Unit>(row + begin) : load_part<Unit>(row + begin, n)) * element;
+  } else {
+#if ISA_BF16
+    U32 v = {};
+    if (n == elements) {
+      __builtin_memcpy(&v, row + begin, sizeof v);
+    } else {
+      __builtin_memcpy(&v, row + begin, size_t(n) * sizeof(E));
+    }
+    return exact_pairs((Vec<float>)(v << 16) * element, (Vec<float>)(v & 0xffff0000u) * element);
+#endif
+  }
+}
+
+// A row of a matrix as the packing loops see it.
+template <class E, class Acc>
+struct PackedRow {
+  const E* data;
+  Acc element;
+};
+
+// count <= width rows to [k][width], transposed, for width a multiple of the lanes; `row(r)` gives
+// row r.
+template <class P, class F>
+inline void pack_transposed(F&& row, int64_t count, int64_t dim, typename P::Unit* out,
+                            int64_t width) {
+  using Unit = typename P::Unit;
+  constexpr int n = lanes<Unit>;
+  const int64_t depth = divide_up(dim, P::pack);
+  for (int64_t first = 0; first < width; first += n) {
+    for (int64_t k = 0; k < depth; k += n) {
+      Vec<Unit> block[n];
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) {
+        block[i] = Vec<Unit>{};
+        if (first + i < count) {
+          const auto r = row(first + i);
+          block[i] = load_units<P>(r.data, k, dim, r.element);
+        }
+      }
+      transpose<Unit>(block);
+      const int64_t columns = minimum<int64_t>(n, depth - k);
+      for (int64_t i = 0; i < columns; ++i) store(out + (k + i) * width + first, block[i]);
+    }
+  }
+}
+
+// Up to micro_rows rows to [k][micro_rows], transposed. Whole vectors are stored in order of k, so
+// what one writes beyond its rows the next overwrites; a vector of slack follows the last.
+template <class P, class F>
+inline void pack_strip(F&& row, int64_t count, int64_t dim, typename P::Unit* out) {
+  using Unit = typename P::Unit;
+  constexpr int n = lanes<Unit>;
+  constexpr int groups = (micro_rows + n - 1) / n;
+  const int64_t depth = divide_up(dim, P::pack);
+  for (int64_t k = 0; k < depth; k += n) {
+    Vec<Unit> block[groups][n];
+    for (int g = 0; g < groups; ++g) {
+      for (int i = 0; i < n; ++i) {
+        const int64_t r = g * n + i;
+        block[g][i] = Vec<Unit>{};
+        if (r < count) block[g][i] = load_units<P>(row(r).data, k, dim, row(r).element);
+      }
+      transpose<Unit>(block[g]);
+    }
+    const int64_t columns = minimum<int64_t>(n, depth - k);
+    for (int64_t i = 0; i < columns; ++i) {
+      for (int g = 0; g < groups; ++g) store(out + (k + i) * micro_rows + g * n, block[g][i]);
+    }
+  }
+}
+
+// count rows to [panel of columns][row unit][columns of the panel], as they lie.
+template <class P, class F>
+inline void pack_panels(F&& row, int64_t count, int64_t dim, typename P::Unit* out) {
+  using Acc = typename P::Acc;
+  using Unit = typename P::Unit;
+  constexpr int n = lanes<Acc>;
+  const int64_t units = divide_up(count, P::pack);
+  for (int64_t u = 0; u < units; ++u) {
+    for (int64_t d = 0; d < dim; d += n) {
+      const int64_t panel = d / micro_columns<Acc>;
+      const int64_t begin = panel * micro_columns<Acc>;
+      const int64_t width = dim - begin <= n ? n : micro_columns<Acc>;
+      Unit* to = out + begin * units + u * width + (d - begin);
+      const int64_t left = minimum<int64_t>(n, dim - d);
+      const auto get = [&](int64_t i) {
+        if (i >= count) return Vec<Acc>{};
+        const auto r = row(i);
+        return (left == n ? load_as<Acc>(r.data + d) : load_part<Acc>(r.data + d, left)) *
+               r.element;
+      };
+      if constexpr (P::pack == 1) {
+        store(to, get(u));
+      } else {
+#if ISA_BF16
+        store(to, exact_pairs(get(2 * u), get(2 * u + 1)));
+#endif
+      }
+    }
+  }
+}
+
+template <class E, class Acc>
+inline auto candidate_rows(const Side<Acc>& side, int64_t begin) {
+  const Block<Acc>& block = *side.block;
+  return [y = static_cast<const E*>(block.y) + begin * block.stride, stride = block.stride,
+          scale = side.scale + begin](int64_t r) {
+    return PackedRow<E, Acc>{y + r * stride, scale[r].element};
+  };
+}
+template <class S>
+inline auto query_rows(const S& st, int64_t begin) {
+  using E = typename S::Elem;
+  return [x = st.x_row(begin), stride = st.p.x_stride, scale = st.x_scale + begin](int64_t r) {
+    return PackedRow<E, typename S::Acc>{x + r * stride, scale[r].element};
+  };
+}
+
+// Panels of micro_columns columns, the last one narrower if lanes are enough.
+template <class S>
+void pack_yt_tile(const S& st, const Tile<typename S::Acc>& tile, typename S::Unit* out) {
+  using P = typename S::Policy;
+  using Acc = typename S::Acc;
+  for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
+    const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
+    const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
+    pack_transposed<P>(candidate_rows<typename S::Elem>(*tile.side, tile.begin + j), count, st.p.dim,
+                       out + j * st.depth, width);
+  }
+}
+template <class S>
+void pack_y_tile(const S& st, const Tile<typename S::Acc>& tile, typename S::Unit* out) {
+  pack_panels<typename S::Policy>(candidate_rows<typename S::Elem>(*tile.side, tile.begin), tile.count, st.p.dim,
+                                  out);
+}

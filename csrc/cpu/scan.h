@@ -1,0 +1,127 @@
+// The scan: similarities of a chunk of rows with one tile of candidates, strip by strip while a
+// strip is in the first-level cache, and their statistics.
+#pragma once
+
+// Longest run of units that one pass of the micro-kernel sums; deeper products are accumulated in
+// the worker's scratch so that a tile's packed panels stay in the second-level cache.
+constexpr int64_t scan_depth = 1024;
+
+template <class S, class Kept>
+void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerms<S>& terms,
+                const typename S::Acc* guide_panels, int64_t chunk, bool first, Kept* kept,
+                Kept* column_kept) {
+  using Acc = typename S::Acc;
+  const S& st = strip.st;
+  const Tile<Acc>& tile = strip.tile;
+  const Block<Acc>& block = *tile.side->block;
+  Acc factor = st.c;
+  const bool own_columns = st.column_plane && tile.side == &st.keys;
+  const bool by_columns = st.two && tile.side == &st.keys;
+
+  const auto leave_out = [&](Acc* s, bool of_columns) {
+    const Strip<S> view{st, strip.stripe, tile, strip.row, strip.rows, strip.columns, s};
+    if (!terms.plain) {
+      if (terms.thresholded) {
+        exclude_above(view, of_columns ? nullptr : st.threshold,
+                      of_columns ? terms.threshold : nullptr);
+      }
+      if (terms.biased) add_biases(view, terms.bias);
+      if (block.group > 0) add_group_bias(view);
+      if (block.ids) exclude_ids(view);
+      if (block.guide) exclude_by_guide(view, guide_panels);
+    }
+    if (tile.side == &st.keys) exclude_positives(view);
+  };
+  if (!terms.plain) {
+    scale_strip(strip, terms.post);
+    factor = 1;
+  }
+  if (own_columns) {
+    __builtin_memcpy(column_s, strip.s, size_t(strip.rows * tile_stride) * sizeof(Acc));
+    leave_out(column_s, true);
+  }
+  leave_out(strip.s, false);
+
+  const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
+  const int64_t at_column = chunk * st.keys.tiles * tile_columns + tile.begin;
+  if (st.p.smoothing > 0) {
+    Acc* column_sum = by_columns ? st.column_part_logits + at_column : nullptr;
+    Acc* column_count = by_columns ? st.column_part_count + at_column : nullptr;
+    logit_sums(strip.s, factor, strip.rows, strip.columns, st.part_logits + at_row,
+               st.part_count + at_row, own_columns ? nullptr : column_sum, column_count, first);
+    if (own_columns) {
+      logit_sums<Acc>(column_s, factor, strip.rows, strip.columns, nullptr, nullptr, column_sum,
+                      column_count, first);
+    }
+  }
+  const StripResults<Acc, Kept> out{st.bounded ? nullptr : st.part_max + at_row,
+                                    st.part_sum + at_row,
+                                    by_columns ? st.column_part_max + at_column : nullptr,
+                                    by_columns ? st.column_part_sum + at_column : nullptr,
+                                    first,
+                                    kept,
+                                    column_kept};
+  const int planes = own_columns ? 2 : by_columns ? 1 : 0;
+  if (st.bounded) {
+    const auto run = planes == 0   ? bounded_statistics<0, Acc, Kept>
+                     : planes == 1 ? bounded_statistics<1, Acc, Kept>
+                                   : bounded_statistics<2, Acc, Kept>;
+    run(strip.s, column_s, factor, strip.rows, strip.columns, out);
+  } else {
+    const auto run = planes == 0   ? maximum_statistics<0, Acc, Kept>
+                     : planes == 1 ? maximum_statistics<1, Acc, Kept>
+                                   : maximum_statistics<2, Acc, Kept>;
+    run(strip.s, column_s, factor, strip.rows, strip.columns, out);
+  }
+}
+
+// One task. `yt` are the tile's packed panels; `kept` and `column_kept` the tile's first rows in
+// the stripe's kept tiles, or null.
+template <class S, class Kept>
+void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t chunk,
+                const typename S::Unit* yt, Kept* kept, Kept* column_kept, int worker) {
+  using Acc = typename S::Acc;
+  using P = typename S::Policy;
+  const Tile<Acc> tile = st.tile(tile_index);
+  const int64_t begin = chunk * chunk_rows;
+  const int64_t end = minimum(begin + chunk_rows, stripe.rows);
+  const int64_t columns = round_up(tile.count, lanes<Acc>);
+  Acc* scratch = st.scratch + worker * st.scratch_stride * st.planes();
+  Acc* column_s = scratch + st.scratch_stride;
+  TileTerms<S> terms;
+  tile_terms(st, tile, terms);
+  Acc* guide_panels = nullptr;
+  if (tile.side->block->guide) {
+    guide_panels = st.guide_panels + worker * st.p.guide_dim * tile_columns;
+    pack_guide_tile(st, tile, guide_panels);
+  }
+  const auto multiply = [&](int64_t row, int64_t rows, int64_t k, Acc* s) {
+    const int64_t depth = minimum(scan_depth, st.depth - k);
+    const typename S::Unit* x =
+        st.x_strips + row / micro_rows * st.strip_units() + k * micro_rows;
+    for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
+      const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
+      const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
+      multiply_panel<P, 1, micro_rows>(x, rows, yt + j * st.depth + k * width, depth, s + j,
+                                       tile_stride, width, k > 0);
+    }
+  };
+  const bool deep = st.depth > scan_depth;
+  if (deep) {
+    for (int64_t k = 0; k < st.depth; k += scan_depth) {
+      for (int64_t row = begin; row < end; row += micro_rows) {
+        multiply(row, minimum<int64_t>(micro_rows, end - row), k,
+                 scratch + (row - begin) * tile_stride);
+      }
+    }
+  }
+  for (int64_t row = begin; row < end; row += micro_rows) {
+    const int64_t rows = minimum<int64_t>(micro_rows, end - row);
+    Acc* s = deep ? scratch + (row - begin) * tile_stride : scratch;
+    if (!deep) multiply(row, rows, 0, s);
+    const Strip<S> strip{st, stripe, tile, stripe.begin + row, rows, columns, s};
+    scan_strip<S, Kept>(strip, column_s, terms, guide_panels, chunk, row == begin,
+                        kept ? kept + row * tile_stride : nullptr,
+                        column_kept ? column_kept + row * tile_stride : nullptr);
+  }
+}
