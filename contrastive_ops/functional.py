@@ -78,11 +78,13 @@ def info_nce(
             positive's by more than this. Never applies to ``negatives``.
         guide: ``(guide_query, guide_key[, guide_negatives])``, another model's embeddings of the
             same texts, any floating dtype and width, not differentiated. Leaves out candidates
-            whose guide cosine exceeds that of the (weakest) positive minus ``guide_margin``.
+            whose guide cosine exceeds that of the (weakest) positive minus ``guide_margin``;
+            without ``guide_negatives`` the ``negatives`` all stay.
         guide_margin: see ``guide``.
         margin: taken off the positive's similarity.
         negative_log_weight: added to the logits of ``negatives``: a number, or a tensor (K,) or
-            (N, H), not differentiated; -inf leaves a (padded) negative out.
+            (N, H), not differentiated; -inf leaves a (padded) negative out, whose row must still be
+            finite.
         own_negative_log_weight: added to the logits of a query's own H negatives only.
         label_smoothing: in [0, 1]; as in ``F.cross_entropy``, over the candidates a row keeps.
         matryoshka_dims: the loss is the weighted sum of the losses on each of these prefixes of D,

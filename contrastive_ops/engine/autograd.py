@@ -81,37 +81,54 @@ class _Function(torch.autograd.Function):
 
 
 class _Total(_Function):
-    """sum_i weight_i L_i; its gradients are computed with it and wait for the backward."""
+    """sum_i weight_i L_i; its gradients are computed with it and wait for the backward.
+
+    The first backward hands out the very tensors that waited, without a copy; they are the
+    caller's then. Another one (``retain_graph=True``) computes them again.
+    """
 
     @staticmethod
     def forward(kernels, problem, wanted, weight, *operands):  # type: ignore[no-untyped-def]
-        loss, grads = kernels.total(problem, Operands(*operands), weight, wanted)
+        loss, grads = kernels.total(problem, _widened(operands), weight, wanted)
         return loss, *[grad for grad in grads if grad is not None]
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        _, ctx.problem, ctx.wanted, weight, *operands = inputs
+        ctx.kernels, ctx.problem, ctx.wanted, weight, *operands = inputs
         ctx.weight = None if isinstance(weight, Tensor) else weight
-        grads = output[1:]
-        ctx.mark_non_differentiable(*grads)
         ctx.set_materialize_grads(False)
-        saved_weight = weight if ctx.weight is None else None
-        ctx.save_for_backward(*operands, saved_weight, *grads)
+        ctx.mark_non_differentiable(*output[1:])
+        saved = (*operands, weight if ctx.weight is None else None)
+        if torch._C._are_functorch_transforms_active():  # tensors of its own may only be saved
+            ctx.waiting = None
+            ctx.save_for_backward(*saved, *output[1:])
+        else:
+            ctx.waiting = output[1:]
+            ctx.save_for_backward(*saved)
 
     @staticmethod
     def backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
         before = (None,) * 4
         if grad_loss is None:
             return *before, *(None,) * _OPERANDS
-        operands = ctx.saved_tensors[:_OPERANDS]
-        weight, *grads = ctx.saved_tensors[_OPERANDS:]
+        *operands, weight = ctx.saved_tensors[: _OPERANDS + 1]
+        weight = ctx.weight if weight is None else weight
+        kept = ctx.saved_tensors[_OPERANDS + 1 :]
+        waiting, ctx.waiting = ctx.waiting, None
+        if not kept and waiting is None:
+            again = ctx.kernels.total(ctx.problem, _widened(operands), weight, ctx.wanted)[1]
+            waiting = [grad for grad in again if grad is not None]
         if torch.is_grad_enabled():
-            weight = ctx.weight if weight is None else weight
+            grads = kept or waiting
             grads = _ScaledGradients.apply(
                 ctx.problem, ctx.wanted, weight, grad_loss, len(grads), *grads, *operands
             )
+        elif kept:
+            grads = [(grad * grad_loss).to(grad.dtype) for grad in kept]
+        elif type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.item() == 1:
+            grads = waiting
         else:
-            grads = _scaled(grads, grad_loss)
+            grads = [grad.mul_(grad_loss) for grad in waiting]
         return *before, *_at_wanted(grads, ctx.wanted)
 
 
@@ -142,18 +159,23 @@ class _Losses(_Function):
         return *before, *_at_wanted(grads, ctx.wanted)
 
 
+def _widened(operands: Sequence[Tensor | None]) -> Operands:
+    """float16 operands as float32, and so their gradients, while the loss's own factor is unknown.
+
+    A mean's gradients would underflow in float16 before a gradient scaler's factor reaches them.
+    """
+    whole = Operands(*operands)  # type: ignore[arg-type]
+    if whole.query.dtype != torch.float16:
+        return whole
+    wide = [None if t is None else t.to(torch.float32) for t in whole[:4]]
+    return Operands(*wide, *whole[4:])  # type: ignore[arg-type, call-arg]
+
+
 def _at_wanted(grads: Sequence[Tensor], wanted: Wanted) -> tuple[Tensor | None, ...]:
     """The wanted gradients at their operands' places."""
     rest = iter(grads)
     found = tuple(next(rest) if want else None for want in wanted)
     return found + (None,) * (_OPERANDS - DIFFERENTIABLE)
-
-
-def _scaled(grads: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
-    """``factor * grads``; without a pass over them for the usual backward from the loss itself."""
-    if type(factor) is Tensor and factor.device.type == "cpu" and factor.item() == 1:
-        return grads
-    return [(grad * factor).to(grad.dtype) for grad in grads]
 
 
 class _ScaledGradients(_Function):

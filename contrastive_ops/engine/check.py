@@ -43,20 +43,15 @@ def same(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise ValueError(f"{name}: got {x.device}, expected {other.device} as in {other_name}")
 
 
-def number(
-    name: str, value: Any, low: float = -math.inf, high: float = math.inf, finite: bool = True
-) -> float:
-    """A plain number in [low, high]."""
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise ValueError(f"{name}: got {_shown(value)}, expected a number")
-    result = float(value)
-    if math.isnan(result) or (finite and math.isinf(result)) or not low <= result <= high:
-        if low > -math.inf or high < math.inf:
-            expected = f"a number in [{low:g}, {high:g}]"
-        else:
-            expected = "a finite number" if finite else "a number"
+    if not (low <= value <= high and -math.inf < value < math.inf):
+        bounded = low > -math.inf or high < math.inf
+        expected = f"a number in [{low:g}, {high:g}]" if bounded else "a finite number"
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
-    return result
+    return float(value)
 
 
 def positive_number(name: str, value: Any) -> float:

@@ -41,7 +41,7 @@ def describe(
     query, key, negatives = _embeddings(query, key, negatives)
     n, m = query.shape[0], key.shape[0]
     own = negatives_scope == "own"
-    if not own:
+    if negatives_scope != "all" and not own:
         check.choice("negatives_scope", negatives_scope, ("all", "own"))
     if symmetric and not in_batch:
         raise ValueError("symmetric: got True with in_batch=False, expected in_batch=True")
@@ -56,7 +56,7 @@ def describe(
     else:
         scale = 1.0 / check.positive_number("temperature", temperature)
 
-    operands = Operands(query, key, temperature=temperature_tensor, positives=positives)
+    operands = Operands(query, key, None, None, temperature_tensor, positives)
     if query_ids is not None or key_ids is not None:
         operands = _with_ids(operands, query_ids, key_ids)
     if guide is not None:
@@ -86,34 +86,33 @@ def describe(
                 group_log_weight = 0.0
             else:
                 group = negatives.shape[1]
-    else:
-        for name, value in (
-            ("negative_ids", negative_ids),
-            ("negative_log_weight", negative_log_weight),
-            ("own_negative_log_weight", own_negative_log_weight),
-        ):
-            if value is not None and not _empty(value):
-                raise ValueError(f"{name}: expected negatives besides it, got none")
+    elif (
+        negative_ids is not None
+        or negative_log_weight is not None
+        or own_negative_log_weight is not None
+    ):
+        _need_negatives(
+            negative_ids=negative_ids,
+            negative_log_weight=negative_log_weight,
+            own_negative_log_weight=own_negative_log_weight,
+        )
 
+    limit = math.inf
+    if false_negative_margin is not None:
+        limit = check.number("false_negative_margin", false_negative_margin)
+    # Positional, in the order of the fields: this is on the way of every small batch.
     problem = SimilarityProblem(
-        normalize=bool(normalize),
-        in_batch=bool(in_batch),
-        symmetric=bool(symmetric),
-        scale=scale,
-        margin=check.number("margin", margin) if margin else 0.0,
-        false_negative_margin=(
-            math.inf
-            if false_negative_margin is None
-            else check.number("false_negative_margin", false_negative_margin)
-        ),
-        group=group,
-        group_log_weight=group_log_weight,
-        label_smoothing=(
-            check.number("label_smoothing", label_smoothing, 0.0, 1.0) if label_smoothing else 0.0
-        ),
-        workspace_bytes=(
-            DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else _workspace(workspace_bytes)
-        ),
+        bool(normalize),
+        bool(in_batch),
+        bool(symmetric),
+        scale,
+        check.number("margin", margin),
+        limit,
+        group,
+        group_log_weight,
+        0,
+        check.number("label_smoothing", label_smoothing, 0.0, 1.0),
+        DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else _workspace(workspace_bytes),
     )
     return problem, operands
 
@@ -189,13 +188,10 @@ def _with_guide(o: Operands, guide: Any, guide_margin: float, negatives: Tensor 
         raise ValueError(
             "guide: expected (guide_query, guide_key) or (guide_query, guide_key, guide_negatives)"
         )
-    if negatives is None and len(guide) == 3 and _empty(guide[2]):
+    if negatives is None and len(guide) == 3:
+        if not _empty(guide[2]):
+            raise ValueError("guide: got guide_negatives, expected negatives besides them")
         guide = guide[:2]
-    if (len(guide) == 3) != (negatives is not None):
-        raise ValueError(
-            f"guide: got {len(guide)} tensors, expected guide_negatives exactly where there are "
-            "negatives"
-        )
     names = ("guide[0]", "guide[1]", "guide[2]")
     rows: list[Tensor] = []
     for name, g, operand in zip(names, guide, (o.query, o.key, negatives), strict=False):
@@ -284,6 +280,12 @@ def _log_weight(name: str, value: Any) -> float:
     if isinstance(value, float) and value == -math.inf:
         return value
     return check.number(name, value)
+
+
+def _need_negatives(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not _empty(value):
+            raise ValueError(f"{name}: expected negatives besides it, got none")
 
 
 def _empty(value: Any) -> bool:

@@ -60,9 +60,15 @@ def cross_entropy(parts: Logits, label_smoothing: float) -> Tensor:
         return negative_lse
     given = positives != -math.inf
     mean_positive = torch.where(given, positives, 0.0).sum(1) / given.sum(1)
-    # Relative to the mean positive both sums are what remains after the cancellation.
-    positive_lse = log_sum_exp(positives - mean_positive.unsqueeze(1))
-    loss = torch.logaddexp(negative_lse - mean_positive, positive_lse)
+    # Relative to the mean positive both sums are what remains after the cancellation. logaddexp has
+    # no second derivative at -inf.
+    alone = negative_lse == -math.inf
+    relative = negative_lse.masked_fill(alone, 0.0) - mean_positive
+    if positives.shape[1] == 1:
+        positive_lse = torch.zeros_like(relative)
+    else:
+        positive_lse = log_sum_exp(positives - mean_positive.unsqueeze(1))
+    loss = torch.where(alone, positive_lse, torch.logaddexp(relative, positive_lse))
     if label_smoothing:
         every = torch.cat([positives, *parts.negatives], 1)
         kept = every != -math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -28,4 +30,7 @@ def softmax_ce(
         return losses if weight is None else (losses * weight).sum()
     if torch.compiler.is_compiling():
         return ops.softmax_ce(name, problem, operands, weight)
-    return differentiable(Kernels(name), problem, operands, weight)
+    return differentiable(_kernels(name), problem, operands, weight)
+
+
+_kernels = functools.cache(Kernels)
