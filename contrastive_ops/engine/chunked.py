@@ -22,6 +22,7 @@ from .similarity import full_precision, positive_index, prepared
 FUSES_TWO_DIRECTIONS = False
 COPIES = 4
 """Stripe-sized tensors alive at once: logits, a mask, probabilities, a temporary."""
+SUM_LENGTH = 8192
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +68,7 @@ def _total(
     query_grad = torch.empty_like(o.query)
     own_grad = None if o.own_negatives is None else torch.empty_like(o.own_negatives)
     loss = o.query.new_zeros(())
-    scale_grad = o.query.new_zeros(())
+    scale_grad = torch.zeros((), dtype=torch.float64, device=o.query.device)
     for rows, stripe_problem, stripe in _stripes(problem, o):
         parts = reference.logits(stripe_problem, stripe)
         losses = reference.cross_entropy(parts, problem.label_smoothing)
@@ -93,7 +94,7 @@ def _total(
             x_grad += torch.bmm(part.unsqueeze(1), stripe.own_negatives).squeeze(1)
             own_grad[rows] = part.unsqueeze(2) * x.unsqueeze(1)
         # sum_j dL/dl_ij s_ij, the margin being part of the positives' s.
-        scale_grad += (x * x_grad).sum() - problem.margin * positives.sum()
+        scale_grad += (x * x_grad).sum(dtype=torch.float64) - problem.margin * positives.sum()
         query_grad[rows] = x_grad
     return loss, Gradients(
         _to_input(query_grad, operands.query, o.query, scale, problem) if wanted[0] else None,
@@ -158,35 +159,41 @@ def _logit_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """dL/dl at the positives (R, P) and at each block of negatives, times the rows' weights."""
     positives = parts.positives
-    negative_lse = reference.log_sum_exp(
-        torch.stack([reference.log_sum_exp(part) for part in parts.negatives], 1)
-    )
-    if positives.shape[1] == 0:
-        lse = negative_lse.masked_fill(negative_lse == -math.inf, 0.0).unsqueeze(1)
-        return positives, [(part - lse).exp_().mul_(weight) for part in parts.negatives]
+    tops = [part.amax(1, keepdim=True) for part in (positives, *parts.negatives) if part.shape[1]]
+    top = torch.cat(tops, 1).amax(1, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)
+    # Exponentials over their sum: exp(logit - lse) would carry the rounding of the lse.
+    grads = [(part - top).exp_() for part in parts.negatives]
+    negative_sum = torch.cat([grad.sum(1, keepdim=True) for grad in grads], 1).sum(1, keepdim=True)
+    if not positives.shape[1]:
+        every = negative_sum.masked_fill(negative_sum == 0, 1.0)
+        return positives, [grad.mul_(weight / every) for grad in grads]
+    positive_sum = (positives - top).exp().sum(1, keepdim=True)
+    every = negative_sum + positive_sum
     given = positives != -math.inf
-    positive_lse = reference.log_sum_exp(positives)
-    lse = torch.logaddexp(negative_lse, positive_lse).unsqueeze(1)
     count = given.sum(1, keepdim=True).to(positives.dtype)
     target = given / count
     # softmax - target, without its cancellation: both sum to 1, the negatives' share apart.
     share = torch.softmax(positives, 1)
-    missing = torch.sigmoid(negative_lse - positive_lse).unsqueeze(1)
-    positive_grad = (share - target) - share * missing
-    negative_grads = [(part - lse).exp_() for part in parts.negatives]
+    positive_grad = (share - target) - share * (negative_sum / every)
     if smoothing:
         for part in parts.negatives:
             count = count + (part != -math.inf).sum(1, keepdim=True)
         even = smoothing / count
         positive_grad = positive_grad + smoothing * target - even * given
-        for grad, part in zip(negative_grads, parts.negatives, strict=True):
-            grad.sub_((part != -math.inf) * even)
-    return positive_grad * weight, [grad.mul_(weight) for grad in negative_grads]
+        for grad, part in zip(grads, parts.negatives, strict=True):
+            grad.div_(every).sub_((part != -math.inf) * even).mul_(weight)
+    else:
+        grads = [grad.mul_(weight / every) for grad in grads]
+    return positive_grad * weight, grads
 
 
 def _spread(part: Tensor, x: Tensor, y: Tensor, x_grad: Tensor, y_grad: Tensor | None) -> None:
     """Adds what dL/dl (R, C) means for the rows of both sides."""
-    x_grad.addmm_(part, y)
+    # A library product over very many candidates is one long sum; short ones are more exact.
+    for start in range(0, part.shape[1], SUM_LENGTH):
+        block = slice(start, start + SUM_LENGTH)
+        x_grad.addmm_(part[:, block], y[block])
     if y_grad is not None:
         y_grad.addmm_(part.T, x)
 

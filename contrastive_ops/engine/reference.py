@@ -78,9 +78,16 @@ def cross_entropy(parts: Logits, label_smoothing: float) -> Tensor:
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """Over dim 1; -inf, with gradient zero, where everything is -inf."""
-    empty = (x == -math.inf).all(1)
-    return x.masked_fill(empty.unsqueeze(1), 0.0).logsumexp(1).masked_fill(empty, -math.inf)
+    """Over dim 1; -inf, with gradient zero, where everything is -inf.
+
+    Its gradient is e / sum(e) of the shifted exponentials e. exp(x - result), as torch.logsumexp
+    has it, carries the rounding of the result: 4e-6 of every probability where the result is 100.
+    """
+    largest = x.detach().amax(1, keepdim=True)
+    empty = largest == -math.inf
+    shifted = x.masked_fill(empty, 0.0) - largest.masked_fill(empty, 0.0)
+    result = shifted.exp().sum(1, keepdim=True).log() + largest
+    return result.masked_fill(empty, -math.inf).squeeze(1)
 
 
 def logits(problem: SimilarityProblem, operands: Operands) -> Logits:

@@ -1,0 +1,125 @@
+"""The loss as sentence-transformers' trainer wants it: from tokenized pairs to a scalar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from .. import functional
+
+Features = dict[str, Tensor]
+
+
+class Stopwatch:
+    """Seconds spent in the loss, its forward and its backward pass together."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+class _StopAfterBackward(torch.autograd.Function):
+    """Identity of two tensors whose backward pass runs when both gradients are there."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, watch: Stopwatch) -> tuple[Tensor, Tensor]:
+        ctx.watch = watch
+        return query.view_as(query), key.view_as(key)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.watch.stop()
+        return (*gradients, None)
+
+
+def drop_tokens(features: Features, rate: float) -> Features:
+    """Leave out tokens of every text at random, never all of them.
+
+    The texts of a pair share many words. Without some of them the encoder has to learn what else
+    the words that remain go with.
+
+    Args:
+        features: `input_ids` (T,), the texts one after another, and `offsets` (N,), where each
+            begins, as StaticEmbedding's tokenizer gives them.
+        rate: probability for a token to be left out, 0 <= rate < 1. Draws from torch's global
+            generator.
+    """
+    if rate == 0.0:
+        return features
+    ids, offsets = features["input_ids"], features["offsets"]
+    keep = torch.rand(len(ids)) >= rate
+    first = offsets[offsets.diff(append=torch.tensor([len(ids)])) > 0]
+    kept_before = torch.cat([torch.zeros(1, dtype=torch.long), keep.cumsum(0)])
+    ends = torch.cat([first[1:], torch.tensor([len(ids)])])
+    keep[first[kept_before[ends] == kept_before[first]]] = True
+    kept_before[1:] = keep.cumsum(0)
+    return {**features, "input_ids": ids[keep], "offsets": kept_before[offsets]}
+
+
+class PairLoss(nn.Module):
+    """Symmetric InfoNCE of two texts, with token dropout and duplicates left out by id.
+
+    Args:
+        model: encoder; the trainer swaps it through this attribute.
+        temperature: divides the cosine similarities.
+        token_dropout: see `drop_tokens`; in training mode only.
+        backend: of `contrastive_ops.info_nce` (default: chosen automatically).
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        temperature: float,
+        token_dropout: float,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.token_dropout = token_dropout
+        self.backend = backend
+        self.watch = Stopwatch()
+
+    def forward(self, features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
+        """Loss of one batch.
+
+        Args:
+            features: the tokenized queries and keys.
+            labels: int64 (N,), equal where two pairs share a text: their keys answer each other's
+                query, so neither is a negative for the other.
+        """
+        rate = self.token_dropout if self.training else 0.0
+        query, key = (
+            self.model(drop_tokens(side, rate))["sentence_embedding"] for side in features
+        )
+        query, key = _StopAfterBackward.apply(query, key, self.watch)
+        self.watch.start()
+        loss = functional.info_nce(
+            query,
+            key,
+            temperature=self.temperature,
+            symmetric=True,
+            query_ids=labels,
+            key_ids=labels,
+            backend=self.backend,
+        )
+        self.watch.stop()
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: self.watch.start())
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card says about this loss."""
+        return {"temperature": self.temperature, "token_dropout": self.token_dropout}
