@@ -56,6 +56,8 @@ def compile_flags() -> list[str]:
     # kernels rely on infinities and NaN.
     flags = ["-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
     flags += ["-ffp-contract=fast", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    # GCC warns about its own intrinsics.
+    flags += ["-Wno-maybe-uninitialized"]
     if SANITIZE:
         flags += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]
         if "undefined" in SANITIZE:

@@ -22,7 +22,7 @@ from .similarity import full_precision, positive_index, prepared
 FUSES_TWO_DIRECTIONS = False
 COPIES = 4
 """Stripe-sized tensors alive at once: logits, a mask, probabilities, a temporary."""
-SUM_LENGTH = 8192
+SUM_LENGTH = 2048
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +193,7 @@ def _spread(part: Tensor, x: Tensor, y: Tensor, x_grad: Tensor, y_grad: Tensor |
     # A library product over very many candidates is one long sum; short ones are more exact.
     for start in range(0, part.shape[1], SUM_LENGTH):
         block = slice(start, start + SUM_LENGTH)
-        x_grad.addmm_(part[:, block], y[block])
+        x_grad += part[:, block] @ y[block]
     if y_grad is not None:
         y_grad.addmm_(part.T, x)
 

@@ -1,5 +1,6 @@
 #include "arena.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -10,8 +11,12 @@
 namespace contrastive_ops {
 namespace {
 
-constexpr size_t kept_bytes = size_t(16) << 20;
+constexpr size_t kept_bytes = size_t(64) << 20;
 constexpr size_t huge_page = size_t(2) << 20;
+
+// The size is written ahead of what callers see.
+constexpr size_t header = 64;
+size_t& size_of(void* block) { return *static_cast<size_t*>(block); }
 
 void* allocate(size_t bytes) {
   const size_t alignment = bytes >= huge_page ? huge_page : 64;
@@ -22,37 +27,30 @@ void* allocate(size_t bytes) {
   // Fewer page faults and TLB misses; a refusal costs speed only.
   if (alignment == huge_page) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
+  size_of(p) = bytes;
   return p;
 }
 
-struct Kept {
-  void* data = nullptr;
-  size_t bytes = 0;
-  ~Kept() { std::free(data); }
-};
-thread_local Kept kept;
+// One block for the process: whoever runs takes it, so a training step finds its pages in place
+// (fresh ones cost more than the arithmetic on them), and at most kept_bytes stay behind.
+std::atomic<void*> spare{nullptr};
 
 }  // namespace
 
-Arena::Arena(size_t bytes) : data_(nullptr), bytes_(bytes) {
-  if (kept.bytes >= bytes && kept.data) {
-    data_ = kept.data;
-    bytes_ = kept.bytes;
-    kept.data = nullptr;
-    kept.bytes = 0;
-  } else {
-    data_ = allocate(bytes);
-  }
+Arena::Arena(size_t bytes) : block_(spare.exchange(nullptr, std::memory_order_acquire)) {
+  bytes += header;
+  if (block_ && size_of(block_) >= bytes) return;
+  std::free(block_);
+  block_ = allocate(bytes);
 }
 
 Arena::~Arena() {
-  if (bytes_ <= kept_bytes && bytes_ > kept.bytes) {
-    std::free(kept.data);
-    kept.data = data_;
-    kept.bytes = bytes_;
-  } else {
-    std::free(data_);
+  if (size_of(block_) <= kept_bytes) {
+    block_ = spare.exchange(block_, std::memory_order_release);
   }
+  std::free(block_);
 }
+
+void* Arena::data() const { return static_cast<char*>(block_) + header; }
 
 }  // namespace contrastive_ops

@@ -7,15 +7,14 @@ namespace contrastive_ops {
 
 class Arena {
  public:
-  explicit Arena(size_t bytes);  // kept for the thread's next call up to a modest size
+  explicit Arena(size_t bytes);  // the block of an earlier call if that is large enough
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  void* data() const { return data_; }
+  void* data() const;
 
  private:
-  void* data_;
-  size_t bytes_;
+  void* block_;
 };
 
 class Cursor {

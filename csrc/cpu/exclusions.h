@@ -92,9 +92,9 @@ void exclude_by_guide(const Strip<S>& strip, const typename S::Acc* guide_panels
   Acc similarity[micro_rows * micro_columns<Acc>];
   for (int64_t j = 0; j < strip.tile.count; j += micro_columns<Acc>) {
     const int64_t count = minimum<int64_t>(micro_columns<Acc>, strip.tile.count - j);
-    multiply_panel<Plain<Acc>, 1, micro_rows>(rows, strip.rows, guide_panels + j * p.guide_dim,
-                                              p.guide_dim, similarity, micro_columns<Acc>, count,
-                                              false);
+    const Acc* panel = guide_panels + j * p.guide_dim;
+    multiply_panel<Plain<Acc>, 1, micro_rows>(rows, strip.rows, panel, p.guide_dim, similarity,
+                                              micro_columns<Acc>, count, false, panel);
     for (int64_t r = 0; r < strip.rows; ++r) {
       Acc* s = strip.s + r * tile_stride + j;
       const Acc* g = similarity + r * micro_columns<Acc>;

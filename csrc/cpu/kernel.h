@@ -427,10 +427,10 @@ class Kernel {
       Acc* sum = tile.side->grad_sum + (tile.begin + first) * p.dim;
       const int64_t depth = divide_up(s.rows, P::pack);
       for (int64_t d = 0; d < p.dim; d += micro_columns<Acc>) {
-        multiply_panel<P, 1, tile_stride>(by_columns + first, columns, st.x_panels + d * depth,
-                                          depth, sum + d, p.dim,
+        const Unit* panel = st.x_panels + d * depth;
+        multiply_panel<P, 1, tile_stride>(by_columns + first, columns, panel, depth, sum + d, p.dim,
                                           minimum<int64_t>(micro_columns<Acc>, p.dim - d),
-                                          s.index > 0);
+                                          s.index > 0, panel + micro_columns<Acc> * depth);
       }
       if (is_key) add_positive_queries(st, s.begin, s.rows, tile.begin + first, columns);
       if (s.last) finish_candidates(st, *tile.side, tile.begin + first, columns);
@@ -458,35 +458,54 @@ class Kernel {
 
   void queries(const Stripe& s, int64_t begin, int64_t end) {
     if (!st.need_x) return;
-    constexpr int64_t task_rows = 24, task_columns = 4 * micro_columns<Acc>;
+    // Row chunks large enough to use a panel of Y often, enough tasks to keep everyone busy. How
+    // many matters to nothing else: an element's sum is one task's, in the order of the tiles.
+    constexpr int64_t task_rows = 48, panel_columns = micro_columns<Acc>;
     const int64_t row_tasks = divide_up(s.rows, task_rows);
-    const int64_t column_tasks = divide_up(st.dim_padded, task_columns);
+    const int64_t panels = divide_up(st.dim_padded, panel_columns);
+    const int64_t pieces = minimum(panels, divide_up(12 * st.workers, row_tasks));
+    const int64_t task_columns = divide_up(panels, pieces) * panel_columns;
     panel_runs(begin, end, false, [&](int64_t first, int64_t count, int64_t panel) {
-      tasks(row_tasks * column_tasks, [&](int64_t task, int) {
+      tasks(row_tasks * divide_up(st.dim_padded, task_columns), [&](int64_t task, int) {
         const int64_t row = task % row_tasks * task_rows, rows = minimum(task_rows, s.rows - row);
         const int64_t d_begin = task / row_tasks * task_columns;
         const int64_t d_end = minimum(d_begin + task_columns, st.dim_padded);
-        for (int64_t t = 0; t < count; ++t) {
-          const int64_t depth = divide_up(st.tile(first + t).count, P::pack);
-          const int64_t local = first + t - begin;
-          const Unit* y = st.y_tile(panel + t);
-          for (int64_t d = d_begin; d < d_end; d += micro_columns<Acc>) {
-            const int64_t width = minimum<int64_t>(micro_columns<Acc>, st.dim_padded - d);
-            Acc* out = st.dx + row * st.dim_padded + d;
-            const bool more = first + t > 0;
-            if constexpr (S::pairs) {
-              multiply_panel<P, packed_stride, 1>(
-                  st.packed_rows + (local * st.rows + row) * packed_stride, rows, y + d * depth,
-                  depth, out, st.dim_padded, width, more);
-            } else {
-              multiply_panel<P, tile_stride, 1>(
-                  st.template kept_tile<Acc>(s, local, 0) + row * tile_stride, rows,
-                  y + d * depth, depth, out, st.dim_padded, width, more);
-            }
+        for (int64_t t = 0; t < count;) {
+          const int64_t columns = st.tile(first + t).count;
+          Runs runs;
+          while (runs.count < query_tiles && columns == tile_columns && t + runs.count < count &&
+                 st.tile(first + t + runs.count).count == columns) {
+            ++runs.count;
           }
+          for (int64_t d = d_begin; d < d_end; d += panel_columns) {
+            multiply_tiles(s, first + t - begin, row, rows, panel + t, columns, d,
+                           first + t > 0, runs);
+          }
+          t += runs.count;
         }
       });
     });
+  }
+
+  // dX (rows, panel at d) (+)= P Y over `runs.count` tiles of `columns` candidates.
+  void multiply_tiles(const Stripe& s, int64_t local, int64_t row, int64_t rows, int64_t panel,
+                      int64_t columns, int64_t d, bool accumulate, Runs runs) const {
+    const int64_t depth = divide_up(columns, P::pack);
+    const int64_t width = minimum<int64_t>(micro_columns<Acc>, st.dim_padded - d);
+    const Unit* y = st.y_tile(panel) + d * depth;
+    Acc* out = st.dx + row * st.dim_padded + d;
+    runs.b_step = st.y_tile(1) - st.y_tile(0);
+    if constexpr (S::pairs) {
+      runs.a_step = st.rows * packed_stride;
+      const Unit* a = st.packed_rows + (local * st.rows + row) * packed_stride;
+      multiply_panel<P, packed_stride, 1>(a, rows, y, depth, out, st.dim_padded, width, accumulate,
+                                          y + width * depth, runs);
+    } else {
+      runs.a_step = st.rows * tile_stride;
+      const Unit* a = st.template kept_tile<Acc>(s, local, 0) + row * tile_stride;
+      multiply_panel<P, tile_stride, 1>(a, rows, y, depth, out, st.dim_padded, width, accumulate,
+                                        y + width * depth, runs);
+    }
   }
 
   void finish_queries(const Stripe& s) {

@@ -23,31 +23,61 @@ struct Pairs {
 };
 #endif
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
 constexpr int micro_rows = ISA_MICRO_ROWS;
 template <class T>
 constexpr int micro_columns = 2 * lanes<T>;
 
+// Where the sum over k continues: `count` runs of `depth` units, so that a tile boundary need not
+// be a pass over C.
+struct Runs {
+  int64_t count = 1;
+  int64_t a_step = 0, b_step = 0;  // units from one run to the next
+};
+
 // a(r, k) = a[r * row_step + k * depth_step]; b: one panel, [depth][vectors * lanes].
+//
+// C is fetched while the sums run. So are the next rows of A where they lie row by row (a dozen
+// short streams are more than the hardware follows), and a share of the next panel of B.
 template <class P, int rows, int vectors, int row_step, int depth_step>
 void micro_kernel(const typename P::Unit* __restrict a, const typename P::Unit* __restrict b,
-                  int64_t depth, typename P::Acc* __restrict c, int64_t c_stride,
-                  bool accumulate) {
+                  int64_t depth, const Runs& runs, typename P::Acc* __restrict c,
+                  int64_t c_stride, bool accumulate,
+                  const typename P::Unit* next_b) {
   using Acc = typename P::Acc;
   using Unit = typename P::Unit;
   constexpr int n = lanes<Acc>;
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + r * c_stride + v * n, 1);
+  }
   Vec<Acc> sum[rows][vectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<Unit> y[vectors];
+  for (int64_t run = 0; run < runs.count; ++run) {
+    const Unit* x = a + run * runs.a_step;
+    const Unit* panel = b + run * runs.b_step;
+    const char* next_rows = reinterpret_cast<const char*>(x + rows * row_step);
+    const char* next_panel = reinterpret_cast<const char*>(next_b + run * runs.b_step);
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec<Unit> y[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) y[v] = load(b + v * n);
+      for (int v = 0; v < vectors; ++v) y[v] = load(panel + v * n);
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; ++r) {
-      const Vec<Unit> x = splat(a[r * row_step]);
+      for (int r = 0; r < rows; ++r) {
+        const Vec<Unit> x_r = splat(x[r * row_step]);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) sum[r][v] = P::mac(sum[r][v], x, y[v]);
+        for (int v = 0; v < vectors; ++v) sum[r][v] = P::mac(sum[r][v], x_r, y[v]);
+      }
+      x += depth_step;
+      panel += vectors * n;
+      if constexpr (row_step > 1) {
+        __builtin_prefetch(next_rows, 0, 2);
+        next_rows += 64;
+      }
+      __builtin_prefetch(next_panel, 0, 2);
+      next_panel += 64;
     }
-    a += depth_step;
-    b += vectors * n;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
@@ -61,7 +91,8 @@ void micro_kernel(const typename P::Unit* __restrict a, const typename P::Unit* 
 
 template <class P>
 using MicroKernel = void (*)(const typename P::Unit*, const typename P::Unit*, int64_t,
-                             typename P::Acc*, int64_t, bool);
+                             const Runs&, typename P::Acc*, int64_t, bool,
+                             const typename P::Unit*);
 
 // The kernels of every smaller row count, for the edges.
 template <class P, int vectors, int row_step, int depth_step, int... r>
@@ -71,26 +102,30 @@ inline MicroKernel<P> choose_kernel(int64_t rows, std::integer_sequence<int, r..
   return table[rows - 1];
 }
 
-// C (rows x columns) (+)= A * B for one panel of B, columns <= micro_columns.
+// C (rows x columns) (+)= A * B for one panel of B, columns <= micro_columns. `next_b` is the panel
+// that the caller will come with next.
 template <class P, int row_step, int depth_step>
 inline void multiply_panel(const typename P::Unit* a, int64_t rows, const typename P::Unit* b,
                            int64_t depth, typename P::Acc* c, int64_t c_stride, int64_t columns,
-                           bool accumulate) {
+                           bool accumulate, const typename P::Unit* next_b,
+                           const Runs& runs = {}) {
   using Acc = typename P::Acc;
   using Sequence = std::make_integer_sequence<int, micro_rows>;
   const bool narrow = columns <= lanes<Acc>;
   const int64_t width = narrow ? lanes<Acc> : micro_columns<Acc>;
+  const int64_t share = divide_up(width * depth, divide_up(rows, micro_rows));
   for (int64_t r = 0; r < rows; r += micro_rows) {
+    const typename P::Unit* next = next_b + r / micro_rows * share;
     const int64_t count = minimum<int64_t>(micro_rows, rows - r);
     const auto kernel = narrow ? choose_kernel<P, 1, row_step, depth_step>(count, Sequence{})
                                : choose_kernel<P, 2, row_step, depth_step>(count, Sequence{});
     Acc* target = c + r * c_stride;
     if (columns == width) {
-      kernel(a + r * row_step, b, depth, target, c_stride, accumulate);
+      kernel(a + r * row_step, b, depth, runs, target, c_stride, accumulate, next);
       continue;
     }
     Acc edge[micro_rows * micro_columns<Acc>];
-    kernel(a + r * row_step, b, depth, edge, width, false);
+    kernel(a + r * row_step, b, depth, runs, edge, width, false, next);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
         Acc& out = target[i * c_stride + j];

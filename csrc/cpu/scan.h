@@ -102,8 +102,9 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
     for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
       const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
       const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
-      multiply_panel<P, 1, micro_rows>(x, rows, yt + j * st.depth + k * width, depth, s + j,
-                                       tile_stride, width, k > 0);
+      const typename S::Unit* panel = yt + j * st.depth + k * width;
+      multiply_panel<P, 1, micro_rows>(x, rows, panel, depth, s + j, tile_stride, width, k > 0,
+                                       panel + st.depth * width);
     }
   };
   const bool deep = st.depth > scan_depth;

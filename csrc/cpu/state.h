@@ -12,9 +12,7 @@ constexpr int64_t packed_stride = 112; // the same for rows of bfloat16 pairs
 constexpr int64_t chunk_rows = 96;     // rows of one scan task
 constexpr int64_t stripe_rows = 384;   // at most
 constexpr int64_t strip_columns = 48;  // columns of one coefficient task
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+constexpr int64_t query_tiles = 2;     // summed in registers by dX
 
 // A packed row is the row times `element`; the unit row is the packed row times `post`. Rows of
 // float32 and float64 are packed as unit rows; bfloat16 rows only by an exact power of two, so
