@@ -1,0 +1,214 @@
+"""Rewrites README's measured tables from the JSON files in benchmarks/results, and nothing else.
+
+python -m contrastive_ops.benchmarks.report           rewrite
+python -m contrastive_ops.benchmarks.report --check   exit with 1 if README is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+BEGIN = "<!-- measured: begin; written by `python -m contrastive_ops.benchmarks.report` -->"
+END = "<!-- measured: end -->"
+
+_HERE = Path(__file__).resolve().parent
+README = _HERE.parent / "README.md"
+RESULTS = _HERE / "results"
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrites README, or checks it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say whether README is current")
+    args = parser.parse_args(argv)
+    before = README.read_text()
+    after = rewrite(before, load(RESULTS))
+    if args.check:
+        if before != after:
+            print("README.md is out of date: python -m contrastive_ops.benchmarks.report")
+        return int(before != after)
+    if before != after:
+        partial = README.with_suffix(".partial")
+        partial.write_text(after)
+        os.replace(partial, README)
+    return 0
+
+
+def load(folder: Path) -> dict[str, Results]:
+    """The results of every suite that the folder has."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: value for name, value in found.items() if "rows" in value}
+
+
+def rewrite(text: str, results: dict[str, Results]) -> str:
+    """The text with what stands between the markers replaced."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError("README.md: expected each of the two markers once")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    body = render(results)
+    return f"{head}{BEGIN}\n{body}\n{END}{tail}" if body else f"{head}{BEGIN}\n{END}{tail}"
+
+
+def render(results: dict[str, Results]) -> str:
+    """The tables in Markdown; empty without results."""
+    parts = [
+        comparison(results[name])
+        for name in ("one-direction", "two-directions", "bfloat16")
+        if name in results
+    ]
+    if "small" in results:
+        parts.append(small_batches(results["small"]))
+    if "memory" in results:
+        parts.append(large_batches(results["memory"]))
+    if parts:
+        parts.append(provenance(results))
+    return "\n\n".join(parts)
+
+
+def comparison(results: Results) -> str:
+    """Losses against each other, Gaussian and clustered inputs side by side."""
+    rows = results["rows"]
+    case = rows[0]["case"]
+    lines = [
+        f"**{results['title']}**: N = M = {case['n']}, D = {case['dim']}, forward + backward",
+        "",
+        "| loss | time | on clustered inputs | × ours | useful GF/s (of peak) "
+        "| error of loss, gradient | memory |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        first, second = (_pick(rows, name, inputs) for inputs in ("gaussian", "clustered"))
+        if first is None or "seconds" not in first:
+            continue
+        shown = f"**{name}**" if name == "contrastive-ops" else name
+        other = second if second is not None and "seconds" in second else None
+        lines.append(
+            f"| {shown} | {_seconds(first)} | {_seconds(other)} | {first['ratio_to_ours']:.2f} "
+            f"| {_rate(first)} | {_errors(first, other)} | {_memory(first)} |"
+        )
+    return "\n".join(lines)
+
+
+def small_batches(results: Results) -> str:
+    """Dense time over ours at every small size: the range over the widths."""
+    rows = [row for row in results["rows"] if not row["ours"] and "seconds" in row]
+    sizes = sorted({row["case"]["n"] for row in rows})
+    widths = sorted({row["case"]["dim"] for row in rows})
+    lines = [
+        f"**{results['title']}**: time of dense PyTorch over ours, lowest and highest over "
+        f"D = {', '.join(map(str, widths))}, with and without normalisation",
+        "",
+        "| | " + " | ".join(f"N = {n}" for n in sizes) + " |",
+        "|---|" + "---:|" * len(sizes),
+    ]
+    for backward, label in ((False, "forward"), (True, "forward + backward")):
+        cells = []
+        for n in sizes:
+            ratios = [
+                row["ratio_to_ours"]
+                for row in rows
+                if row["case"]["n"] == n and row["case"]["backward"] == backward
+            ]
+            cells.append(f"{min(ratios):.2f}–{max(ratios):.2f}")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def large_batches(results: Results) -> str:
+    """Peak memory by batch size."""
+    rows = results["rows"]
+    sizes = sorted({row["case"]["n"] for row in rows})
+    lines = [
+        f"**{results['title']}**: peak beyond inputs and gradients, D = {rows[0]['case']['dim']}, "
+        "forward + backward",
+        "",
+        "| loss | " + " | ".join(f"N = {n}" for n in sizes) + " |",
+        "|---|" + "---:|" * len(sizes),
+    ]
+    for symmetric in (False, True):
+        for name in dict.fromkeys(row["variant"] for row in rows):
+            mine = {
+                row["case"]["n"]: row
+                for row in rows
+                if row["variant"] == name and row["case"]["symmetric"] == symmetric
+            }
+            if not mine:
+                continue
+            label = f"{name}, {'two directions' if symmetric else 'one direction'}"
+            cells = " | ".join(_memory(mine.get(n)) for n in sizes)
+            lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+def provenance(results: dict[str, Results]) -> str:
+    """Machine, versions and commits, in one paragraph."""
+    notes = []
+    for facts in dict.fromkeys(_facts(value) for value in results.values()):
+        suites = [name for name, value in results.items() if _facts(value) == facts]
+        which = "" if len(suites) == len(results) else f" ({', '.join(suites)})"
+        notes.append(facts + which)
+    quick = any(value.get("quick") for value in results.values())
+    warning = " Quick runs at small sizes: the numbers mean little." if quick else ""
+    return f"Measured on {'; '.join(notes)}.{warning}"
+
+
+def _facts(results: Results) -> str:
+    machine, versions = results["machine"], results["versions"]
+    packages = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("torch", "sentence-transformers")
+        if name in versions
+    )
+    sets = machine["instruction_sets"]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {sets[-1] if sets else 'plain'}; "
+        f"{packages}; commit {results['commit']}"
+    )
+
+
+def _pick(rows: list[Row], name: str, inputs: str) -> Row | None:
+    for row in rows:
+        if row["variant"] == name and row["case"]["inputs"] == inputs:
+            return row
+    return None
+
+
+def _seconds(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    seconds: float = row["seconds"]
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def _rate(row: Row) -> str:
+    rate = f"{row['useful_gflops']:.0f}"
+    share = row.get("share_of_peak")
+    return rate if share is None else f"{rate} ({share:.0%})"
+
+
+def _errors(*rows: Row | None) -> str:
+    """The larger error of the rows: loss, then gradients."""
+    present = [row["errors"] for row in rows if row is not None]
+    loss = max(errors["loss"] for errors in present)
+    slopes = [value for errors in present for name, value in errors.items() if "gradient" in name]
+    return f"{loss:.0e}, {max(slopes):.0e}" if slopes else f"{loss:.0e}"
+
+
+def _memory(row: Row | None) -> str:
+    if row is None or "peak_memory_bytes" not in row:
+        return "does not fit" if row is not None and "unavailable" in row else "–"
+    mebibytes = row["peak_memory_bytes"] / 2**20
+    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""README's tables come from the JSON files in benchmarks/results, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from contrastive_ops.benchmarks import plot, report
+
+FACTS = {
+    "date": "2026-01-01",
+    "commit": "0123456789ab",
+    "machine": {"cpu": "Some CPU", "threads": 2, "instruction_sets": ["AVX2", "AVX-512"]},
+    "versions": {"torch": "2.13.0", "sentence-transformers": "6.2.0"},
+    "quick": False,
+}
+
+
+def row(name, seconds, ratio, *, n=8192, inputs="gaussian", ours=False, **more):
+    case = {"n": n, "dim": 384, "dtype": "float32", "inputs": inputs, "symmetric": False}
+    return {
+        "case": case | {"backward": True},
+        "variant": name,
+        "ours": ours,
+        "seconds": seconds,
+        "ratio_to_ours": ratio,
+        "useful_gflops": 200.4,
+        "share_of_peak": 0.871,
+        "errors": {"loss": 1e-8, "gradient": 2e-7},
+        "peak_memory_bytes": 300 * 2**20,
+    } | more
+
+
+def results():
+    rows = [
+        row("contrastive-ops", 0.4, 1.0, ours=True),
+        row("dense", 1.5, 3.75, peak_memory_bytes=2.5 * 2**30, share_of_peak=None),
+        row("contrastive-ops", 0.41, 1.0, ours=True, inputs="clustered"),
+        row("dense", 1.6, 3.9, inputs="clustered", errors={"loss": 3e-5, "gradient": 4e-5}),
+        {"case": row("x", 1, 1)["case"], "variant": "absent", "ours": False, "unavailable": "no"},
+    ]
+    small = [
+        row("dense", 1e-4, ratio, n=n) | {"case": row("x", 1, 1, n=n)["case"] | {"backward": back}}
+        for n, ratio, back in (
+            (2, 1.5, True),
+            (2, 2.5, True),
+            (2, 1.1, False),
+            (64, 1.2, True),
+            (64, 1.3, False),
+        )
+    ]
+    large = [
+        row("contrastive-ops", 1, 1, n=1024, ours=True),
+        {
+            "case": row("x", 1, 1, n=2048)["case"],
+            "variant": "contrastive-ops",
+            "unavailable": "big",
+        },
+    ]
+    return {
+        "one-direction": {"title": "One direction", "rows": rows, **FACTS},
+        "small": {"title": "Small", "rows": small, **FACTS},
+        "memory": {"title": "Memory", "rows": large, **FACTS},
+    }
+
+
+def test_tables_hold_the_measured_numbers():
+    text = report.render(results())
+    assert (
+        "| **contrastive-ops** | 400 ms | 410 ms | 1.00 | 200 (87%) | 1e-08, 2e-07 | 300 MiB |"
+        in text
+    )
+    assert "| dense | 1.50 s | 1.60 s | 3.75 | 200 | 3e-05, 4e-05 | 2.5 GiB |" in text
+    assert "absent" not in text
+    assert "| forward | 1.10–1.10 | 1.30–1.30 |" in text
+    assert "| forward + backward | 1.50–2.50 | 1.20–1.20 |" in text
+    assert "| contrastive-ops, one direction | 300 MiB | does not fit |" in text
+    assert "Some CPU, 2 threads, AVX-512; torch 2.13.0" in text
+    assert "commit 0123456789ab" in text
+
+
+def test_quick_runs_say_so():
+    quick = {name: value | {"quick": True} for name, value in results().items()}
+    assert "mean little" in report.render(quick)
+    assert "mean little" not in report.render(results())
+
+
+def test_only_what_stands_between_the_markers_changes():
+    text = f"before\n{report.BEGIN}\nold | 9.99 |\n{report.END}\nafter 9.99\n"
+    new = report.rewrite(text, results())
+    assert new.startswith(f"before\n{report.BEGIN}\n")
+    assert new.endswith(f"\n{report.END}\nafter 9.99\n")
+    assert "old" not in new
+    assert report.rewrite(new, results()) == new
+    assert report.rewrite(text, {}) == f"before\n{report.BEGIN}\n{report.END}\nafter 9.99\n"
+
+
+@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.BEGIN}{report.END}{report.BEGIN}"])
+def test_markers_must_be_there_once(text):
+    with pytest.raises(ValueError, match="markers"):
+        report.rewrite(text, {})
+
+
+def test_check_and_rewrite(tmp_path, monkeypatch, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{report.BEGIN}\n{report.END}\n")
+    (tmp_path / "one-direction.json").write_text(json.dumps(results()["one-direction"]))
+    (tmp_path / "other.json").write_text("{}")
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().out
+    assert report.main([]) == 0
+    assert "| dense | 1.50 s |" in readme.read_text()
+    assert report.main(["--check"]) == 0
+
+
+@pytest.mark.skipif(not report.README.is_file(), reason="not a source checkout")
+def test_readme_is_up_to_date():
+    text = report.README.read_text()
+    assert report.rewrite(text, report.load(report.RESULTS)) == text, (
+        "run: python -m contrastive_ops.benchmarks.report"
+    )
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        row(name, seconds * n, 1.0, n=n)
+        for name, seconds in (("contrastive-ops", 1e-6), ("PyTorch, dense", 3e-6))
+        for n in (256, 512)
+    ]
+    rows.append({"case": row("x", 1, 1, n=1024)["case"], "variant": "absent", "unavailable": "no"})
+    (tmp_path / "sweep.json").write_text(json.dumps({"rows": rows, **FACTS}))
+    target = plot.draw_sweep(tmp_path)
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert target.stat().st_size > 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.json", "sweep.png"]
