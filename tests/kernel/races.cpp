@@ -1,0 +1,232 @@
+// The CPU kernel without torch, on threads of its own, for ThreadSanitizer: torch's OpenMP runtime
+// is not instrumented and would drown every finding in false ones. Each problem is solved at several
+// thread counts; the results must be the same bits, and the sanitizer must see no race.
+//
+// Exits with 0, or prints what differed and exits with 1.
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/flush.h"
+#include "cpu/parallel.h"
+#include "cpu/problem.h"
+
+namespace {
+int thread_count = 1;
+}
+
+// In place of parallel.cpp.
+namespace contrastive_ops {
+
+int available_workers() { return thread_count; }
+
+void parallel_tasks(int64_t tasks, int workers, void (*body)(void*, int64_t, int), void* context) {
+  std::atomic<int64_t> next{0};
+  auto work = [&](int worker) {
+    const FlushSubnormals flush;
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      body(context, task, worker);
+    }
+  };
+  std::vector<std::thread> pool;
+  for (int worker = 1; worker < workers && worker < tasks; ++worker) pool.emplace_back(work, worker);
+  work(0);
+  for (std::thread& thread : pool) thread.join();
+}
+
+}  // namespace contrastive_ops
+
+namespace {
+
+using contrastive_ops::DType;
+using contrastive_ops::Mode;
+using contrastive_ops::Problem;
+
+struct Shape {
+  const char* name;
+  int64_t rows, keys, negatives, own, dim;
+  bool two_directions, ids, smoothing;
+  int64_t workspace_bytes;
+};
+
+// Sizes off every block's edge, several stripes and tiles of rows and columns.
+const Shape kShapes[] = {
+    {"one direction", 611, 703, 0, 0, 40, false, false, false, 64 << 20},
+    {"one direction, small workspace", 611, 703, 0, 0, 40, false, false, false, 1 << 16},
+    {"two directions", 611, 703, 0, 0, 40, true, false, false, 64 << 20},
+    {"two directions, small workspace", 611, 703, 0, 0, 40, true, false, false, 1 << 16},
+    {"every block", 301, 333, 77, 3, 24, false, true, true, 1 << 20},
+    {"two directions with negatives and ids", 301, 333, 77, 0, 24, true, true, false, 1 << 20},
+    {"one row", 1, 1, 0, 0, 8, true, false, false, 1 << 20},
+};
+
+using Bytes = std::vector<unsigned char>;
+
+size_t size_of(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// Normal numbers in any of the dtypes.
+Bytes matrix(DType dtype, int64_t rows, int64_t dim, std::mt19937& random) {
+  std::normal_distribution<double> normal;
+  Bytes out(size_t(rows) * dim * size_of(dtype));
+  for (int64_t i = 0; i < rows * dim; ++i) {
+    const double value = normal(random);
+    const float single = float(value);
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    unsigned char* at = out.data() + i * size_of(dtype);
+    if (dtype == DType::float64) std::memcpy(at, &value, 8);
+    if (dtype == DType::float32) std::memcpy(at, &single, 4);
+    if (dtype == DType::bfloat16) std::memcpy(at, reinterpret_cast<unsigned char*>(&bits) + 2, 2);
+    if (dtype == DType::float16) {
+      // Exponents of small normal numbers only: sign, rebased exponent, truncated fraction.
+      const int exponent = int(bits >> 23 & 0xff) - 127 + 15;
+      uint16_t half = uint16_t(bits >> 16 & 0x8000);
+      if (exponent > 0) half |= uint16_t(exponent << 10 | (bits >> 13 & 0x3ff));
+      std::memcpy(at, &half, 2);
+    }
+  }
+  return out;
+}
+
+// All that a run writes, as bytes.
+template <class Acc>
+Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
+  thread_count = threads;
+  std::mt19937 random(7);
+  const size_t element = size_of(dtype);
+  const Bytes x = matrix(dtype, shape.rows, shape.dim, random);
+  const Bytes keys = matrix(dtype, shape.keys, shape.dim, random);
+  const Bytes negatives = matrix(dtype, shape.negatives, shape.dim, random);
+  const Bytes own = matrix(dtype, shape.rows * shape.own, shape.dim, random);
+  std::vector<int64_t> row_ids(shape.rows), key_ids(shape.keys), negative_ids(shape.negatives);
+  for (int64_t& id : row_ids) id = int64_t(random() % 50);
+  for (int64_t& id : key_ids) id = int64_t(random() % 50);
+  for (int64_t& id : negative_ids) id = int64_t(random() % 50);
+
+  Bytes x_grad(x.size()), key_grad(keys.size()), negative_grad(negatives.size());
+  Bytes own_grad(own.size());
+  std::vector<Acc> loss(shape.rows), column_loss(shape.rows);
+  std::vector<Acc> row(3 * shape.rows), column(3 * shape.keys);
+  double temperature_grad = 0;
+
+  Problem<Acc> p;
+  p.dtype = dtype;
+  p.rows = shape.rows;
+  p.dim = shape.dim;
+  p.x = x.data();
+  p.x_stride = shape.dim;
+  p.scale = Acc(20);
+  p.false_negative_margin = std::numeric_limits<Acc>::infinity();
+  p.two_directions = shape.two_directions;
+  p.workspace_bytes = shape.workspace_bytes;
+  p.smoothing = shape.smoothing ? Acc(0.1) : Acc(0);
+  p.keys.y = keys.data();
+  p.keys.count = shape.keys;
+  p.keys.stride = shape.dim;
+  p.keys.scanned = true;
+  if (shape.negatives > 0) {
+    p.negatives.y = negatives.data();
+    p.negatives.count = shape.negatives;
+    p.negatives.stride = shape.dim;
+    p.negatives.scanned = true;
+  }
+  if (shape.own > 0) {
+    p.own.y = own.data();
+    p.own.count = shape.own;
+    p.own.row_stride = shape.own * shape.dim;
+    p.own.stride = shape.dim;
+  }
+  if (shape.ids) {
+    p.id_pairs = 1;
+    p.row_ids = row_ids.data();
+    p.keys.ids = key_ids.data();
+    if (shape.negatives > 0) p.negatives.ids = negative_ids.data();
+  }
+  p.loss = loss.data();
+  p.row = {row.data(), nullptr, nullptr};
+  if (shape.smoothing) {
+    p.row.sum = row.data() + shape.rows;
+    p.row.count = row.data() + 2 * shape.rows;
+  }
+  if (shape.two_directions) {
+    p.column_loss = column_loss.data();
+    p.column = {column.data(), nullptr, nullptr};
+  }
+  auto ask_for_gradients = [&] {
+    p.x_grad = x_grad.data();
+    p.keys.grad = key_grad.data();
+    if (shape.negatives > 0) p.negatives.grad = negative_grad.data();
+    if (shape.own > 0) p.own.grad = own_grad.data();
+    p.temperature_grad = &temperature_grad;
+  };
+  if (split) {
+    run(p, Mode::forward);
+    ask_for_gradients();
+    run(p, Mode::backward);
+  } else {
+    ask_for_gradients();
+    run(p, Mode::both);
+  }
+
+  Bytes all;
+  auto append = [&](const void* data, size_t bytes) {
+    const auto* from = static_cast<const unsigned char*>(data);
+    all.insert(all.end(), from, from + bytes);
+  };
+  append(loss.data(), loss.size() * sizeof(Acc));
+  append(&temperature_grad, sizeof temperature_grad);
+  append(x_grad.data(), shape.rows * shape.dim * element);
+  append(key_grad.data(), shape.keys * shape.dim * element);
+  append(negative_grad.data(), negative_grad.size());
+  append(own_grad.data(), own_grad.size());
+  if (shape.two_directions) append(column_loss.data(), column_loss.size() * sizeof(Acc));
+  for (const Acc value : loss) {
+    if (!std::isfinite(double(value))) all.clear();
+  }
+  return all;
+}
+
+template <class Acc>
+int compare(const Shape& shape, DType dtype, const char* dtype_name) {
+  int failures = 0;
+  for (const bool split : {false, true}) {
+    const Bytes alone = solve<Acc>(shape, dtype, 1, split);
+    for (const int threads : {2, 5}) {
+      if (!alone.empty() && solve<Acc>(shape, dtype, threads, split) == alone) continue;
+      std::printf("%s, %s, %s, %s: %s at %d threads\n", contrastive_ops::current_isa(), shape.name,
+                  dtype_name, split ? "forward then backward" : "both at once",
+                  alone.empty() ? "a loss is not finite" : "other bits", threads);
+      ++failures;
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+
+int main() {
+  int failures = 0, isas = 0;
+  const char* const* names = contrastive_ops::available_isas(&isas);
+  for (int isa = 0; isa < isas; ++isa) {
+    contrastive_ops::select_isa(names[isa]);
+    for (const Shape& shape : kShapes) {
+      failures += compare<float>(shape, DType::float32, "float32");
+      failures += compare<float>(shape, DType::bfloat16, "bfloat16");
+      failures += compare<float>(shape, DType::float16, "float16");
+      failures += compare<double>(shape, DType::float64, "float64");
+    }
+    std::printf("%s: %zu problems in four dtypes at 1, 2 and 5 threads\n", names[isa],
+                sizeof kShapes / sizeof *kShapes);
+  }
+  return failures ? 1 : 0;
+}
