@@ -14,7 +14,7 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 EDITABLE := $(INSTALL) --no-build-isolation --editable
 CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
 DECLARED := pyproject.toml setup.py constraints.txt
-SAY := @printf '\033[1m==> %s\033[0m\n'
+SAY := @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -69,6 +69,12 @@ def render(results: dict[str, Results]) -> str:
         parts.append(small_batches(results["small"]))
     if "memory" in results:
         parts.append(large_batches(results["memory"]))
+    if "sweep" in results:
+        case = results["sweep"]["rows"][0]["case"]
+        parts.append(
+            f"![Time and memory of {case['dtype']} losses against batch size at D = {case['dim']}]"
+            "(benchmarks/results/sweep.png)"
+        )
     if parts:
         parts.append(provenance(results))
     return "\n\n".join(parts)

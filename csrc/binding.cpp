@@ -174,14 +174,15 @@ std::vector<MaybeTensor> run_problem(
   const int64_t kinds = a.label_smoothing > 0 ? 3 : 1;
   const int64_t columns = a.symmetric ? m : 0;
   Tensor losses = at::empty({n}, numbers), column_losses;
-  Tensor row = row_stats ? *row_stats : at::empty({kinds, n}, numbers);
-  Tensor column = column_stats ? *column_stats : at::empty({kinds, columns}, numbers);
+  const auto wide = options.dtype(at::kDouble);
+  Tensor row = row_stats ? *row_stats : at::empty({kinds, n}, wide);
+  Tensor column = column_stats ? *column_stats : at::empty({kinds, columns}, wide);
   require(row.sizes() == at::IntArrayRef({kinds, n}) && row.is_contiguous() &&
               column.sizes() == at::IntArrayRef({kinds, columns}) && column.is_contiguous() &&
-              row.scalar_type() == acc && column.scalar_type() == acc,
+              row.scalar_type() == at::kDouble && column.scalar_type() == at::kDouble,
           "the statistics are not those of this problem's forward");
-  auto fill = [&](Stats<Acc>& stats, const Tensor& from) {
-    Acc* data = from.mutable_data_ptr<Acc>();
+  auto fill = [&](Stats& stats, const Tensor& from) {
+    double* data = from.mutable_data_ptr<double>();
     const int64_t count = from.size(1);
     stats.lse = data;
     if (kinds == 3) {

@@ -10,7 +10,7 @@ import torch
 
 import contrastive_ops
 
-sys.path.insert(0, str(Path(__file__).parent))  # oracle, dense, cases and shapes, for the tests
+sys.path.insert(0, str(Path(__file__).parent))  # oracle, dense, cases, strategies
 
 WORKING = [name for name, status in contrastive_ops.backends().items() if status == "ok"]
 BOUNDED = [name for name in WORKING if name != "reference"]  # never hold the N x M matrix
@@ -45,3 +45,9 @@ def restored_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cpu_kernel():
+    if "cpu" not in WORKING:
+        pytest.skip(f"cpu: {contrastive_ops.backends()['cpu']}")

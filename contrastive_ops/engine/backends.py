@@ -24,7 +24,7 @@ class Backend(Protocol):
     def forward(
         self, problem: SimilarityProblem, operands: Operands
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """L, and the row and column statistics that `backward` wants back."""
+        """L, and the float64 row and column statistics that `backward` wants back."""
 
     def stats_shapes(
         self, problem: SimilarityProblem, operands: Operands

@@ -30,7 +30,8 @@ def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Ten
     with torch.no_grad():
         wide = _prepared(problem, operands)
         losses = [reference.row_losses(p, stripe) for _, p, stripe in _stripes(problem, wide)]
-    return torch.cat(losses), losses[0].new_empty(0), losses[0].new_empty(0)
+    none = torch.empty(0, dtype=torch.float64, device=operands.query.device)
+    return torch.cat(losses), none.clone(), none
 
 
 def stats_shapes(

@@ -37,7 +37,8 @@ class Kernels:
         losses = self.backend.forward(_one_way(problem), operands)[0]
         pairs = self.backend.forward(*reversed_problem(problem, operands))[0]
         mean = (losses + mean_over_positives(pairs, operands)) / 2
-        return mean, mean.new_empty(0), mean.new_empty(0)
+        none = torch.empty(0, dtype=torch.float64, device=mean.device)
+        return mean, none.clone(), none
 
     def stats_shapes(
         self, problem: SimilarityProblem, operands: Operands

@@ -139,7 +139,8 @@ def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, problem, o, _ = _problem(args)
     losses = o.query.new_empty(o.query.shape[0], dtype=o.accumulation_dtype)
     row, column = Kernels(backend).stats_shapes(problem, o)
-    return losses, losses.new_empty(row), losses.new_empty(column)
+    wide = torch.float64
+    return losses, losses.new_empty(row, dtype=wide), losses.new_empty(column, dtype=wide)
 
 
 def _fake_backward(*args: Any) -> list[Tensor]:

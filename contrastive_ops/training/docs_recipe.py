@@ -107,6 +107,7 @@ def train_docs(output: Path, settings: DocsSettings, *, restart: bool = False) -
     if not folder.metrics.exists():
         with _quiet():
             _run(folder, settings)
+    remove(folder.checkpoints)
     result: dict[str, Any] = json.loads(folder.metrics.read_text(encoding="utf-8"))
     print(report(result, folder))
     return result
@@ -156,7 +157,6 @@ def _run(folder: RunFolder, settings: DocsSettings) -> None:
             "stage_seconds": timer.seconds,
         },
     )
-    remove(folder.checkpoints)
 
 
 def _mine(folder: RunFolder, settings: DocsSettings, timer: _Timer) -> Corpus:

@@ -15,6 +15,7 @@ import inspect
 import multiprocessing
 import os
 import re
+import signal
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -267,6 +268,14 @@ def mine_functions(
         else:
             # Spawned, not forked: the parent has the threads of its numerical libraries.
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+            pool = ProcessPoolExecutor(
+                min(workers, len(chunks)),
+                mp_context=context,
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is this process's to handle
+            )
+            try:
                 collect(pool.map(_mine_files, chunks))
+            finally:
+                pool.shutdown(cancel_futures=True)
     return found

@@ -40,7 +40,7 @@ class Recipe:
         batch_size: pairs a step; each is told from all the others.
         learning_rate: of Adam, after the warm-up of the first tenth and before the linear decay.
         temperature: divides the cosine similarities in the loss.
-        token_dropout: probability that a token is left out of a text.
+        token_dropout: probability that a token is left out of a key.
         seed: of everything random.
         backend: of the loss, or None to have it chosen.
     """
@@ -158,9 +158,9 @@ def fit(
 
     Args:
         model: encoder of which the first module is a StaticEmbedding.
-        cache: of its tokenizer.
         pairs: as from `build_pairs`; each dataset must fill at least one batch.
         recipe: settings.
+        cache: of the encoder's tokenizer.
         checkpoints: folder for checkpoints; only whole ones are ever in it.
         evaluator: run before the first step and at every tenth of the training.
 

@@ -98,7 +98,8 @@ class RunFolder:
             raise ValueError(
                 f"output: {self.root} holds files of something else; choose another folder"
             )
-        remove_partial(self.root)
+        for folder in (self.root, self.plots):
+            remove_partial(folder)
         write_json(self.settings, wanted)
 
     def require_finished(self) -> None:

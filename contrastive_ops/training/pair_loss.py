@@ -46,8 +46,8 @@ class _StopAfterBackward(torch.autograd.Function):
 def drop_tokens(features: Features, rate: float) -> Features:
     """Leave out tokens of every text at random, never all of them.
 
-    The texts of a pair share many words. Without some of them the encoder has to learn what else
-    the words that remain go with.
+    The texts of a pair share many words. Without some of them the encoder has to learn what the
+    other words go with.
 
     Args:
         features: `input_ids` (T,), the texts one after another, and `offsets` (N,), where each
@@ -68,12 +68,13 @@ def drop_tokens(features: Features, rate: float) -> Features:
 
 
 class PairLoss(nn.Module):
-    """Symmetric InfoNCE of two texts, with token dropout and duplicates left out by id.
+    """Symmetric InfoNCE of queries and keys, duplicates left out by id.
 
     Args:
         model: encoder; the trainer swaps it through this attribute.
         temperature: divides the cosine similarities.
-        token_dropout: see `drop_tokens`; in training mode only.
+        token_dropout: share of the keys' tokens to leave out in training mode, see `drop_tokens`.
+            Queries stay whole: of a name's three or four tokens none is to spare.
         backend: of `contrastive_ops.info_nce` (default: chosen automatically).
     """
 
@@ -100,10 +101,11 @@ class PairLoss(nn.Module):
             labels: int64 (N,), equal where two pairs share a text: their keys answer each other's
                 query, so neither is a negative for the other.
         """
-        rate = self.token_dropout if self.training else 0.0
-        query, key = (
-            self.model(drop_tokens(side, rate))["sentence_embedding"] for side in features
-        )
+        query_features, key_features = features
+        if self.training:
+            key_features = drop_tokens(key_features, self.token_dropout)
+        query = self.model(query_features)["sentence_embedding"]
+        key = self.model(key_features)["sentence_embedding"]
         query, key = _StopAfterBackward.apply(query, key, self.watch)
         self.watch.start()
         loss = functional.info_nce(

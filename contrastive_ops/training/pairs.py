@@ -15,7 +15,7 @@ PAIR_KINDS = (
     ("summary", "code"),
     ("summary", "rest"),
     ("name", "summary"),
-    ("name", "rest"),
+    ("name", "summary"),
 )
 
 _MIN_WORDS = 4
@@ -30,11 +30,19 @@ def build_pairs(corpus: Corpus, kinds: Sequence[tuple[str, str]] = PAIR_KINDS) -
 
     Args:
         corpus: held-out functions take no part.
-        kinds: pairs of views.
+        kinds: pairs of views; one that is given twice is seen twice in an epoch.
+
+    Returns:
+        Datasets named `"anchor-positive"`, repetitions `"anchor-positive-2"` and so on.
     """
     rows = corpus.rows("train")
-    datasets = {}
+    datasets: dict[str, Dataset] = {}
     for anchor_view, positive_view in kinds:
+        kind = f"{anchor_view}-{positive_view}"
+        if kind in datasets:
+            copies = sum(name.startswith(kind) for name in datasets)
+            datasets[f"{kind}-{copies + 1}"] = datasets[kind]
+            continue
         pairs = [
             (anchor, positive)
             for anchor, positive in zip(
@@ -48,7 +56,7 @@ def build_pairs(corpus: Corpus, kinds: Sequence[tuple[str, str]] = PAIR_KINDS) -
                 for anchor, positive in pairs
             ]
         )
-        datasets[f"{anchor_view}-{positive_view}"] = Dataset.from_dict(
+        datasets[kind] = Dataset.from_dict(
             {
                 "anchor": [anchor for anchor, _ in pairs],
                 "positive": [positive for _, positive in pairs],

@@ -51,8 +51,8 @@ def plot_loss(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure, (top, bottom) = plt.subplots(
             2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
         )
-        for color, kind in zip(_COLORS, sorted({e["kind"] for e in steps}), strict=False):
-            own = [entry for entry in steps if entry["kind"] == kind]
+        for color, kind in zip(_COLORS, sorted({_kind(e) for e in steps}), strict=False):
+            own = [entry for entry in steps if _kind(entry) == kind]
             top.plot(
                 [entry["step"] for entry in own],
                 [entry["loss"] for entry in own],
@@ -60,7 +60,7 @@ def plot_loss(log: Sequence[Mapping[str, Any]], path: Path) -> None:
                 markersize=3,
                 linewidth=1.2,
                 color=color,
-                label=kind.replace("-", " → "),
+                label=kind,
             )
         top.set(ylabel="symmetric InfoNCE", title="Training loss, by kind of pair")
         top.set_ylim(bottom=0)
@@ -217,6 +217,11 @@ def _scatter(axes: Axes, points: np.ndarray, color: Any, alpha: float) -> None:
 def _evaluations(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     by_step = {entry["step"]: entry for entry in log if "eval_alignment" in entry}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    anchor, positive, *_ = str(entry["kind"]).split("-")
+    return f"{anchor} → {positive}"
 
 
 def _mrr(entry: Mapping[str, Any]) -> float:

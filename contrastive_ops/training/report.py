@@ -21,6 +21,7 @@ def report(metrics: Mapping[str, Any], folder: RunFolder) -> str:
     lines = []
     for title, result in metrics["results"].items():
         lines += ["", *_table(title, result, metrics)]
+    lines += ["", "BM25's weight beside the model was chosen on other queries than these."]
     training, loss = metrics["training_seconds"], metrics["loss_seconds"]
     step = metrics["loss_step_seconds"]
     settings = metrics["settings"]

@@ -24,7 +24,7 @@ results again once it is finished. Then ask it something:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `train`."""
-    parser.add_argument("recipe", choices=["docs"], help="what to learn from: docs, docstrings")
+    parser.add_argument("recipe", choices=["docs"], help="what to learn from: `docs` is docstrings")
     parser.add_argument(
         "--output",
         type=Path,
@@ -90,7 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.3,
         metavar="P",
-        help="share of tokens to hide in every text while training (default: 0.3)",
+        help="share of tokens to hide in every key while training (default: 0.3)",
     )
     training.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     training.add_argument(

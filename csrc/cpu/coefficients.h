@@ -27,6 +27,19 @@ inline Vec<Acc> coefficients(Vec<Acc> t, Vec<Acc> column_t, const RowSoftmax<Acc
   return p;
 }
 
+#if ISA_BF16
+inline U16 rounded(Vec<float> v) { return (U16)_mm512_cvtneps_pbh((__m512)v); }
+
+// Pairs (low[i], high[i]).
+inline U32 rounded_pairs(Vec<float> low, Vec<float> high) {
+  alignas(64) static constexpr uint16_t order[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                                   21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                                   11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (U32)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
+}
+#endif
+
 // Columns [begin, end) of a kept tile, whole vectors.
 template <bool bounded, bool two, class S, class Kept>
 void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S::Acc>& tile,
@@ -54,29 +67,24 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
   } else {
 #if ISA_BF16
     (void)numbers;
-    Acc post[strip_columns];
+    Acc post[most_columns];
     for (int64_t j = begin; j < end; ++j) {
       post[j - begin] = j < tile.count ? tile.side->scale[tile.begin + j].post : Acc(1);
     }
+    uint16_t* rows = reinterpret_cast<uint16_t*>(row_pairs);
     for (int64_t r = 0; r < stripe.rows; r += 2) {
-      const bool odd = r + 1 == stripe.rows;
+      const bool odd = r + 1 == stripe.rows;  // then the second row is one of zeros
       const Acc a_post = st.x_scale[stripe.begin + r].post;
       const Acc b_post = odd ? Acc(0) : st.x_scale[stripe.begin + r + 1].post;
       for (int64_t j = begin; j < end; j += lanes<Acc>) {
         const Vec<Acc> a = at(r, j), b = odd ? Vec<Acc>{} : at(r + 1, j);
-        const Vec<Acc> column_post = load(post + (j - begin));
-        if (row_pairs) {
-          uint16_t* to = reinterpret_cast<uint16_t*>(row_pairs + r * packed_stride) + j;
-          store_u16(to, (U16)_mm512_cvtneps_pbh((__m512)(a * column_post)));
-          if (!odd) {
-            store_u16(to + 2 * packed_stride, (U16)_mm512_cvtneps_pbh((__m512)(b * column_post)));
-          }
+        if (rows) {
+          const Vec<Acc> column_post = load(post + (j - begin));
+          uint16_t* to = rows + r * 2 * packed_stride + j;
+          store_u16(to, rounded(a * column_post));
+          store_u16(to + 2 * packed_stride, rounded(b * column_post));
         }
-        const U32 low = __builtin_convertvector(
-            (U16)_mm512_cvtneps_pbh((__m512)(a * a_post)), U32);
-        const U32 high = __builtin_convertvector(
-            (U16)_mm512_cvtneps_pbh((__m512)(b * b_post)), U32);
-        store(column_pairs + r / 2 * tile_stride + j, low | (high << 16));
+        store(column_pairs + r / 2 * tile_stride + j, rounded_pairs(a * a_post, b * b_post));
       }
     }
 #endif

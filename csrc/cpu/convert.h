@@ -95,18 +95,46 @@ inline void store_part(E* p, Vec<Acc> v, int64_t n) {
   __builtin_memcpy(p, part, size_t(n) * sizeof(E));
 }
 
-// Calls f(offset, vector of row[offset ..], how many of them) over n elements.
-template <class Acc, class E, class F>
-inline void for_each_vector(const E* row, int64_t n, F&& f) {
-  int64_t k = 0;
-  for (; k + lanes<Acc> <= n; k += lanes<Acc>) f(k, load_as<Acc>(row + k), int64_t(lanes<Acc>));
-  if (k < n) f(k, load_part<Acc>(row + k, n - k), n - k);
+// How many elements a vector of a row has: all lanes, known when compiling, or the row's rest.
+template <class Acc>
+using Whole = std::integral_constant<int64_t, lanes<Acc>>;
+
+template <class Acc, class E>
+inline Vec<Acc> load_first(const E* p, Whole<Acc>) {
+  return load_as<Acc>(p);
+}
+template <class Acc, class E>
+inline Vec<Acc> load_first(const E* p, int64_t n) {
+  return load_part<Acc>(p, n);
+}
+template <class Acc, class E>
+inline void store_first(E* p, Vec<Acc> v, Whole<Acc>) {
+  store_as(p, v);
 }
 template <class Acc, class E>
 inline void store_first(E* p, Vec<Acc> v, int64_t n) {
-  if (n == lanes<Acc>) {
-    store_as(p, v);
-  } else {
-    store_part<Acc>(p, v, n);
+  store_part<Acc>(p, v, n);
+}
+
+// Calls f(k, count) for the vectors of a row of n elements.
+template <class Acc, class F>
+inline void for_each_vector(int64_t n, F&& f) {
+  int64_t k = 0;
+  for (; k + lanes<Acc> <= n; k += lanes<Acc>) f(k, Whole<Acc>{});
+  if (k < n) f(k, n - k);
+}
+
+// Sums f(k, count) over the vectors of a row: four sums hide the latency of an addition, and the
+// fewer terms each has, the smaller the error.
+template <class Acc, class F>
+inline double sum_vectors(int64_t n, F&& f) {
+  Vec<Acc> sum[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * lanes<Acc> <= n; k += 4 * lanes<Acc>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) sum[i] += f(k + i * lanes<Acc>, Whole<Acc>{});
   }
+  for (; k + lanes<Acc> <= n; k += lanes<Acc>) sum[0] += f(k, Whole<Acc>{});
+  if (k < n) sum[1] += f(k, n - k);
+  return sum_lanes<Acc>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }

@@ -123,7 +123,7 @@ void exclude_positives(const Strip<S>& strip) {
 template <class S>
 struct TileTerms {
   using Acc = typename S::Acc;
-  Acc post[tile_columns], bias[tile_columns], threshold[tile_columns];
+  Acc post[most_columns], bias[most_columns], threshold[most_columns];
   bool plain;     // similarities times one factor are the logits
   bool biased;    // or not a full tile
   bool thresholded;

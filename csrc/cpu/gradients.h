@@ -5,12 +5,9 @@
 // sum += coefficient * unit row
 template <class Acc, class E>
 inline void add_row(Acc* sum, const E* row, int64_t dim, Acc coefficient) {
-  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
-    if (n == lanes<Acc>) {
-      store(sum + k, load(sum + k) + v * coefficient);
-    } else {
-      store_part<Acc>(sum + k, load_part<Acc>(sum + k, n) + v * coefficient, n);
-    }
+  for_each_vector<Acc>(dim, [&](int64_t k, auto n) {
+    const Vec<Acc> term = load_first<Acc>(row + k, n) * coefficient;
+    store_first<Acc>(sum + k, load_first<Acc>(sum + k, n) + term, n);
   });
 }
 
@@ -20,16 +17,12 @@ inline void add_row(Acc* sum, const E* row, int64_t dim, Acc coefficient) {
 template <class Acc, class E>
 inline double finish_row(const Acc* gradient, const E* row, int64_t dim, Acc unit, bool normalize,
                          Acc scale, E* out) {
-  Vec<Acc> sum = {};
-  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
-    sum += (n == lanes<Acc> ? load(gradient + k) : load_part<Acc>(gradient + k, n)) * (v * unit);
-  });
-  const double dot = sum_lanes<Acc>(sum);
+  const double dot = scaled_dot(gradient, Acc(1), row, unit, dim);
   if (!out) return dot;
   const Acc along = normalize ? Acc(dot) : Acc(0), factor = scale * unit;
-  for_each_vector<Acc>(row, dim, [&](int64_t k, Vec<Acc> v, int64_t n) {
-    const Vec<Acc> g = n == lanes<Acc> ? load(gradient + k) : load_part<Acc>(gradient + k, n);
-    store_first<Acc>(out + k, (g - (v * unit) * along) * factor, n);
+  for_each_vector<Acc>(dim, [&](int64_t k, auto n) {
+    const Vec<Acc> u = load_first<Acc>(row + k, n) * unit;
+    store_first<Acc>(out + k, (load_first<Acc>(gradient + k, n) - u * along) * factor, n);
   });
   return dot;
 }
@@ -90,8 +83,8 @@ void finish_own(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* bu
     if (dx) add_row(dx, row, st.p.dim, Acc(p * double(unit)));
     if (!own.grad) continue;
     const Acc coefficient = Acc(p * double(x_unit));
-    for_each_vector<Acc>(st.x_row(i), st.p.dim, [&](int64_t k, Vec<Acc> v, int64_t) {
-      store(buffer + k, v * coefficient);  // a whole vector: the buffer is padded
+    for_each_vector<Acc>(st.p.dim, [&](int64_t k, auto n) {
+      store_first<Acc>(buffer + k, load_first<Acc>(st.x_row(i) + k, n) * coefficient, n);
     });
     dots += finish_row(buffer, row, st.p.dim, unit, st.p.normalize, st.p.scale,
                        static_cast<E*>(own.grad) + at * st.p.dim);

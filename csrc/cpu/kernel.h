@@ -187,7 +187,7 @@ class Kernel {
   // Tiles [begin, end) of the stripe; kept at the front of its slot where `keep`.
   template <class Kept>
   void scan(const Stripe& s, int64_t begin, int64_t end, bool keep) {
-    const int64_t chunks = divide_up(s.rows, chunk_rows);
+    const int64_t chunks = divide_up(s.rows, st.chunk_rows);
     panel_runs(begin, end, true, [&](int64_t first, int64_t count, int64_t panel) {
       tasks(count * chunks, [&](int64_t task, int worker) {
         const int64_t local = task / chunks, chunk = task % chunks, t = first + local;
@@ -241,12 +241,12 @@ class Kernel {
   // ---- close
 
   void fold_columns(const Stripe& s) {
-    const int64_t chunks = divide_up(s.rows, chunk_rows);
-    const int64_t stride = st.keys.tiles * tile_columns;
+    const int64_t chunks = divide_up(s.rows, st.chunk_rows);
+    const int64_t stride = st.keys.tiles * st.tile_columns;
     const bool first = s.index == 0;
     tasks(st.keys.tiles, [&](int64_t t, int) {
-      const int64_t end = minimum(p.keys.count, (t + 1) * tile_columns);
-      for (int64_t j = t * tile_columns; j < end; ++j) {
+      const int64_t end = minimum(p.keys.count, (t + 1) * st.tile_columns);
+      for (int64_t j = t * st.tile_columns; j < end; ++j) {
         LogSum sum;
         if (!first) sum = st.column_sum[j];
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -294,8 +294,11 @@ class Kernel {
   RowSoftmax<Acc> softmax_of(const Closed& closed, double weight) const {
     const double limit = sizeof(Acc) == 4 ? -120 : -1000;
     if (!st.bounded) {
-      const bool none = closed.lse == -infinity<double>;
-      return {Acc(weight), none ? infinity<Acc> : Acc(closed.lse), Acc(closed.smooth)};
+      if (closed.lse == -infinity<double>) return {0, infinity<Acc>, Acc(closed.smooth)};
+      // What rounding the log-sum-exp takes from it goes into the factor.
+      const Acc lse = Acc(closed.lse);
+      const double rest = double(lse) - closed.lse;
+      return {Acc(weight * __builtin_exp2(rest)), lse, Acc(closed.smooth)};
     }
     const double factor = closed.lse < limit ? 0 : weight * __builtin_exp2(-closed.lse);
     return {Acc(factor), 0, Acc(closed.smooth)};
@@ -313,15 +316,15 @@ class Kernel {
     if (!report) return;
     report_loss(p.loss, p.row, i, closed, negatives);
   }
-  void report_loss(Acc* loss, const Stats<Acc>& stats, int64_t i, const Closed& closed,
+  void report_loss(Acc* loss, const Stats& stats, int64_t i, const Closed& closed,
                    const Negatives& negatives) const {
     if (loss) loss[i] = Acc(closed.loss);
     report_statistics(stats, i, negatives);
   }
-  void report_statistics(const Stats<Acc>& stats, int64_t i, const Negatives& negatives) const {
-    if (stats.lse) stats.lse[i] = Acc(negatives.lse * ln2);
-    if (stats.sum) stats.sum[i] = Acc(negatives.logit_sum);
-    if (stats.count) stats.count[i] = Acc(negatives.count);
+  void report_statistics(const Stats& stats, int64_t i, const Negatives& negatives) const {
+    if (stats.lse) stats.lse[i] = negatives.lse * ln2;
+    if (stats.sum) stats.sum[i] = negatives.logit_sum;
+    if (stats.count) stats.count[i] = negatives.count;
   }
 
   void close_rows(const Stripe& s) {
@@ -350,7 +353,7 @@ class Kernel {
     if (report) report_statistics(p.column, j, negatives);
   }
   void clear_column_padding() {
-    for (int64_t j = p.keys.count; j < st.keys.tiles * tile_columns; ++j) {
+    for (int64_t j = p.keys.count; j < st.keys.tiles * st.tile_columns; ++j) {
       st.column_factor[j] = 0;
       st.column_lse[j] = infinity<Acc>;
       st.column_smooth[j] = 0;
@@ -372,9 +375,8 @@ class Kernel {
     clear_column_padding();
   }
 
-  static Negatives given(const Stats<Acc>& stats, int64_t i) {
-    return {double(stats.lse[i]) * log2e, stats.sum ? double(stats.sum[i]) : 0,
-            stats.count ? double(stats.count[i]) : 0};
+  static Negatives given(const Stats& stats, int64_t i) {
+    return {stats.lse[i] * log2e, stats.sum ? stats.sum[i] : 0, stats.count ? stats.count[i] : 0};
   }
   void close_from_statistics() {
     constexpr int64_t batch = 64;
@@ -394,7 +396,10 @@ class Kernel {
 
   template <bool bounded, bool two, class Kept>
   void candidates(const Stripe& s, int64_t begin, int64_t end) {
-    constexpr int64_t parts = tile_columns / strip_columns;
+    // Half tiles where whole ones are too few to share out evenly.
+    const bool halve = st.workers > 1 && st.tile_columns == most_columns && end - begin < 40 * st.workers;
+    const int64_t strip_columns = halve ? most_columns / 2 : st.tile_columns;
+    const int64_t parts = st.tile_columns / strip_columns;
     tasks((end - begin) * parts, [&](int64_t task, int) {
       const int64_t local = task / parts;
       const Tile<Acc> tile = st.tile(begin + local);
@@ -473,7 +478,8 @@ class Kernel {
         for (int64_t t = 0; t < count;) {
           const int64_t columns = st.tile(first + t).count;
           Runs runs;
-          while (runs.count < query_tiles && columns == tile_columns && t + runs.count < count &&
+          while (runs.count * columns < most_rows && columns == st.tile_columns &&
+                 t + runs.count < count &&
                  st.tile(first + t + runs.count).count == columns) {
             ++runs.count;
           }
@@ -519,11 +525,12 @@ class Kernel {
 
   // Blocks that were not scanned: keys may have been looked up as positives.
   void finish_lookups() {
+    constexpr int64_t batch = 64;
     for (const Side<Acc>* side : {&st.keys, &st.negatives}) {
       if (side->tiles > 0 || !side->grad_sum) continue;
-      tasks(divide_up(side->block->count, strip_columns), [&](int64_t task, int) {
-        const int64_t begin = task * strip_columns;
-        const int64_t count = minimum(strip_columns, side->block->count - begin);
+      tasks(divide_up(side->block->count, batch), [&](int64_t task, int) {
+        const int64_t begin = task * batch;
+        const int64_t count = minimum(batch, side->block->count - begin);
         __builtin_memset(side->grad_sum + begin * p.dim, 0, size_t(count * p.dim) * sizeof(Acc));
         if (side == &st.keys) add_positive_queries(st, 0, p.rows, begin, count);
         finish_candidates(st, *side, begin, count);

@@ -1,42 +1,33 @@
 // Rows of the inputs: norms, scales, dot products, and packed operands of the products.
 #pragma once
 
-// The sum of squares of a row times a power of two, as a sum of squares of numbers near 1.
 template <class Acc, class E>
 inline double square_sum(const E* row, int64_t n, Acc factor) {
-  Vec<Acc> sum[4] = {};
-  int which = 0;
-  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
-    v = v * factor;
-    sum[which] += v * v;
-    which = (which + 1) & 3;
+  return sum_vectors<Acc>(n, [&](int64_t k, auto count) {
+    const Vec<Acc> v = load_first<Acc>(row + k, count) * factor;
+    return v * v;
   });
-  return sum_lanes<Acc>(sum[0]) + sum_lanes<Acc>(sum[1]) + sum_lanes<Acc>(sum[2]) +
-         sum_lanes<Acc>(sum[3]);
 }
 
 template <class Acc, class E>
 inline double row_norm(const E* row, int64_t n) {
   const double safe = sizeof(Acc) == 4 ? 1e-25 : 1e-200;
-  double square = square_sum<Acc>(row, n, Acc(1));
+  const double square = square_sum<Acc>(row, n, Acc(1));
   if (square > safe && square < 1 / safe) return __builtin_sqrt(square);
   Vec<Acc> most = {};
-  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
+  for_each_vector<Acc>(n, [&](int64_t k, auto count) {
+    const Vec<Acc> v = load_first<Acc>(row + k, count);
     most = vmax(most, v < 0 ? -v : v);
   });
   const double largest = double(max_lanes<Acc>(most));
   if (!(largest > 0) || largest == infinity<double>) return __builtin_sqrt(square);
-  // The largest element to [1, 2) in two exact steps: one power of two may not be a number of Acc.
+  // A power of two brings the squares near 1; as far as Acc has such a power.
   int exponent;
   __builtin_frexp(largest, &exponent);
-  const int half = (1 - exponent) / 2, rest = 1 - exponent - half;
-  Vec<Acc> sum = {};
-  const Acc first = Acc(__builtin_ldexp(1, half)), second = Acc(__builtin_ldexp(1, rest));
-  for_each_vector<Acc>(row, n, [&](int64_t, Vec<Acc> v, int64_t) {
-    v = v * first * second;
-    sum += v * v;
-  });
-  return __builtin_ldexp(__builtin_sqrt(sum_lanes<Acc>(sum)), exponent - 1);
+  const int range = sizeof(Acc) == 4 ? 126 : 1022;
+  const int shift = clamp(-exponent, -range, range);
+  const double scaled = square_sum<Acc>(row, n, Acc(__builtin_ldexp(1, shift)));
+  return __builtin_ldexp(__builtin_sqrt(scaled), -shift);
 }
 
 template <class S, class E = typename S::Elem>
@@ -57,20 +48,11 @@ inline RowScale<typename S::Acc> row_scale(const S& st, const E* row) {
 }
 
 // <a, b> of scaled rows, before `post`.
-template <class Acc, class E>
-inline double scaled_dot(const E* a, Acc a_element, const E* b, Acc b_element, int64_t n) {
-  Vec<Acc> sum[2] = {};
-  int which = 0;
-  const int64_t whole = n - n % lanes<Acc>;
-  for (int64_t k = 0; k < whole; k += lanes<Acc>) {
-    sum[which] += (load_as<Acc>(a + k) * a_element) * (load_as<Acc>(b + k) * b_element);
-    which ^= 1;
-  }
-  if (whole < n) {
-    sum[which] += (load_part<Acc>(a + whole, n - whole) * a_element) *
-                  (load_part<Acc>(b + whole, n - whole) * b_element);
-  }
-  return sum_lanes<Acc>(sum[0]) + sum_lanes<Acc>(sum[1]);
+template <class Acc, class E, class F>
+inline double scaled_dot(const E* a, Acc a_element, const F* b, Acc b_element, int64_t n) {
+  return sum_vectors<Acc>(n, [&](int64_t k, auto count) {
+    return (load_first<Acc>(a + k, count) * a_element) * (load_first<Acc>(b + k, count) * b_element);
+  });
 }
 
 #if ISA_BF16
@@ -132,7 +114,12 @@ inline void pack_transposed(F&& row, int64_t count, int64_t dim, typename P::Uni
       }
       transpose<Unit>(block);
       const int64_t columns = minimum<int64_t>(n, depth - k);
-      for (int64_t i = 0; i < columns; ++i) store(out + (k + i) * width + first, block[i]);
+      Unit* to = out + k * width + first;
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) {
+        if (i >= columns) break;
+        store(to + i * width, block[i]);
+      }
     }
   }
 }
@@ -147,17 +134,25 @@ inline void pack_strip(F&& row, int64_t count, int64_t dim, typename P::Unit* ou
   const int64_t depth = divide_up(dim, P::pack);
   for (int64_t k = 0; k < depth; k += n) {
     Vec<Unit> block[groups][n];
+#pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) {
+#pragma GCC unroll 16
       for (int i = 0; i < n; ++i) {
-        const int64_t r = g * n + i;
+        const int r = g * n + i;
         block[g][i] = Vec<Unit>{};
-        if (r < count) block[g][i] = load_units<P>(row(r).data, k, dim, row(r).element);
+        if (r < micro_rows && r < count) {
+          block[g][i] = load_units<P>(row(r).data, k, dim, row(r).element);
+        }
       }
       transpose<Unit>(block[g]);
     }
     const int64_t columns = minimum<int64_t>(n, depth - k);
-    for (int64_t i = 0; i < columns; ++i) {
-      for (int g = 0; g < groups; ++g) store(out + (k + i) * micro_rows + g * n, block[g][i]);
+    Unit* to = out + k * micro_rows;
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (i >= columns) break;
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g) store(to + i * micro_rows + g * n, block[g][i]);
     }
   }
 }

@@ -43,7 +43,7 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
   leave_out(strip.s, false);
 
   const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
-  const int64_t at_column = chunk * st.keys.tiles * tile_columns + tile.begin;
+  const int64_t at_column = chunk * st.keys.tiles * st.tile_columns + tile.begin;
   if (st.p.smoothing > 0) {
     Acc* column_sum = by_columns ? st.column_part_logits + at_column : nullptr;
     Acc* column_count = by_columns ? st.column_part_count + at_column : nullptr;
@@ -83,8 +83,8 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   using Acc = typename S::Acc;
   using P = typename S::Policy;
   const Tile<Acc> tile = st.tile(tile_index);
-  const int64_t begin = chunk * chunk_rows;
-  const int64_t end = minimum(begin + chunk_rows, stripe.rows);
+  const int64_t begin = chunk * st.chunk_rows;
+  const int64_t end = minimum(begin + st.chunk_rows, stripe.rows);
   const int64_t columns = round_up(tile.count, lanes<Acc>);
   Acc* scratch = st.scratch + worker * st.scratch_stride * st.planes();
   Acc* column_s = scratch + st.scratch_stride;
@@ -92,7 +92,7 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   tile_terms(st, tile, terms);
   Acc* guide_panels = nullptr;
   if (tile.side->block->guide) {
-    guide_panels = st.guide_panels + worker * st.p.guide_dim * tile_columns;
+    guide_panels = st.guide_panels + worker * st.p.guide_dim * st.tile_columns;
     pack_guide_tile(st, tile, guide_panels);
   }
   const auto multiply = [&](int64_t row, int64_t rows, int64_t k, Acc* s) {

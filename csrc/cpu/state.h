@@ -6,13 +6,12 @@
 // bits on any machine load.
 #pragma once
 
-constexpr int64_t tile_columns = 192;  // a multiple of every micro-kernel's rows and columns
-constexpr int64_t tile_stride = 208;   // between rows of a tile: an odd number of cache lines
-constexpr int64_t packed_stride = 112; // the same for rows of bfloat16 pairs
-constexpr int64_t chunk_rows = 96;     // rows of one scan task
-constexpr int64_t stripe_rows = 384;   // at most
-constexpr int64_t strip_columns = 48;  // columns of one coefficient task
-constexpr int64_t query_tiles = 2;     // summed in registers by dX
+constexpr int64_t most_columns = 192;   // of a tile; a multiple of every micro-kernel's sides
+constexpr int64_t tile_stride = 208;    // between rows of a tile: an odd number of cache lines
+constexpr int64_t packed_stride = 112;  // the same for rows of bfloat16 pairs
+constexpr int64_t most_rows = 384;      // of a stripe
+constexpr int64_t row_step = 12;        // a multiple of every micro-kernel's rows
+constexpr int64_t column_step = 32;     // a multiple of every micro-kernel's columns
 
 // A packed row is the row times `element`; the unit row is the packed row times `post`. Rows of
 // float32 and float64 are packed as unit rows; bfloat16 rows only by an exact power of two, so
@@ -72,7 +71,8 @@ struct State {
   bool kept16 = false;   // kept tiles are bfloat16
   bool fused = false;    // one direction: a stripe's gradient while it is in cache
   Side<Acc> keys, negatives;
-  int64_t tiles = 0, rows = 0 /* of a stripe */, stripes = 0;
+  int64_t tile_columns = 0, tiles = 0;
+  int64_t rows = 0 /* of a stripe */, chunk_rows = 0 /* of a scan task */, stripes = 0;
   int64_t depth = 0 /* units of dim */, dim_padded = 0;
   int64_t panel_tiles = 0;   // how many tiles' packed panels are at hand at once
   int64_t kept_stripes = 0;  // two directions: the last ones keep their tiles between the sweeps
@@ -104,8 +104,7 @@ struct State {
     two = p.two_directions;
     gradients = mode != Mode::forward && (p.x_grad || p.keys.grad || p.negatives.grad ||
                                           p.own.grad || p.temperature_grad);
-    add_side(keys, p.keys);
-    add_side(negatives, p.negatives);
+    cut_tiles();
     column_plane = two && thresholds() && p.keys.thresholded;
     const bool candidates_have_gradients =
         (!keys.block || p.keys.grad) && (!negatives.block || p.negatives.grad) &&
@@ -245,6 +244,16 @@ struct State {
   Acc bias_bound = 0;
 
  private:
+  // Small problems are cut finer, for every thread to have work.
+  void cut_tiles() {
+    const int64_t columns =
+        (p.keys.scanned ? p.keys.count : 0) + (p.negatives.scanned ? p.negatives.count : 0);
+    tile_columns = clamp(round_up(divide_up(columns, 4), column_step), column_step, most_columns);
+    chunk_rows = clamp(round_up(divide_up(p.rows, 4), row_step), row_step, most_rows / 4);
+    add_side(keys, p.keys);
+    add_side(negatives, p.negatives);
+  }
+
   void add_side(Side<Acc>& side, const Block<Acc>& block) {
     if (block.count == 0) return;
     side.block = &block;
@@ -275,14 +284,14 @@ struct State {
     const int64_t packed_bytes = pairs ? (packed_stride + tile_stride / 2) * 4 : 0;
     const int64_t row_tile_bytes = kept_row_bytes() * planes() + packed_bytes;
     const int64_t row_bytes = maximum<int64_t>(1, tiles * row_tile_bytes);
-    int64_t most = stripe_rows;
+    int64_t most = most_rows;
     if (gradients && !two && mode == Mode::both) {
-      most = minimum(most, left / row_bytes / micro_rows * micro_rows);
+      most = minimum(most, left / row_bytes / row_step * row_step);
       fused = most >= minimum(chunk_rows, p.rows);
-      if (!fused) most = stripe_rows;
+      if (!fused) most = most_rows;
     }
     stripes = divide_up(p.rows, most);
-    rows = round_up(divide_up(p.rows, stripes), 12);
+    rows = round_up(divide_up(p.rows, stripes), row_step);
     stripes = divide_up(p.rows, rows);
     step_tiles = tiles;
     if (!gradients || fused) return;

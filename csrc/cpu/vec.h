@@ -39,6 +39,10 @@ inline T maximum(T a, T b) {
 }
 
 template <class T>
+inline T clamp(T a, T least, T most) {
+  return maximum(least, minimum(a, most));
+}
+template <class T>
 inline T magnitude(T a) {
   return a < 0 ? -a : a;
 }

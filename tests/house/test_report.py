@@ -78,6 +78,13 @@ def test_tables_hold_the_measured_numbers():
     assert "| contrastive-ops, one direction | 300 MiB | does not fit |" in text
     assert "Some CPU, 2 threads, AVX-512; torch 2.13.0" in text
     assert "commit 0123456789ab" in text
+    assert "sweep.png" not in text
+
+
+def test_the_plot_is_shown_where_there_is_one():
+    sweep = {"title": "Sweep", "rows": [row("x", 1, 1)], **FACTS}
+    text = report.render(results() | {"sweep": sweep})
+    assert "at D = 384](benchmarks/results/sweep.png)" in text
 
 
 def test_quick_runs_say_so():

@@ -144,6 +144,29 @@ def test_interrupted_it_says_so_and_resumes(tmp_path, corpus, finished, monkeypa
     assert losses(folder) == losses(finished)
 
 
+def test_interrupted_after_the_last_step_it_does_not_train_again(
+    tmp_path, corpus, finished, monkeypatch
+):
+    folder = prepare(tmp_path, corpus)
+    save = docs_recipe.atomic_path
+
+    def interrupt(path):
+        if path == folder.model:
+            raise KeyboardInterrupt
+        return save(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(docs_recipe, "atomic_path", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_docs(folder.root, SETTINGS)
+    assert not folder.model.exists()
+    monkeypatch.setattr(fit._TimedTrainer, "compute_loss", None)
+    train_docs(folder.root, SETTINGS)
+    assert losses(folder) == losses(finished)
+    name = "model.safetensors"
+    assert (folder.model / name).read_bytes() == (finished.model / name).read_bytes()
+
+
 def test_a_finished_run_is_shown_again_and_not_repeated(finished, monkeypatch, capsys):
     monkeypatch.setattr(docs_recipe, "_run", None)
     train_docs(finished.root, SETTINGS)

@@ -95,6 +95,15 @@ def test_tokens_are_dropped_in_training_only(model, corpus):
     assert loss(sides).item() == loss(sides).item()
 
 
+def test_queries_stay_whole(model, corpus):
+    (side,) = [model.preprocess(corpus.view("summary", range(12)))]
+    loss = PairLoss(model, temperature=0.1, token_dropout=0.5)
+    seen = []
+    model[0].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0]["input_ids"])))
+    loss([side, dict(side)])
+    assert seen[0] == len(side["input_ids"]) > seen[1]
+
+
 def test_stopwatch_counts_both_passes_of_the_loss_alone(model, corpus, monkeypatch):
     class Slow(torch.autograd.Function):
         @staticmethod

@@ -11,7 +11,8 @@ from contrastive_ops.training.pairs import PAIR_KINDS, build_pairs
 def test_pairs_are_views_of_one_training_function(corpus):
     pairs = build_pairs(corpus)
     train = [corpus.functions[row] for row in corpus.rows("train")]
-    assert list(pairs) == ["-".join(kind) for kind in PAIR_KINDS]
+    assert {tuple(name.split("-")[:2]) for name in pairs} == set(PAIR_KINDS)
+    assert len(pairs) == len(PAIR_KINDS)
     rows = pairs["summary-code"]
     assert list(zip(rows["anchor"], rows["positive"], strict=True)) == [
         (f.summary, f.code) for f in train
@@ -45,3 +46,10 @@ def test_short_positives_are_left_out(functions):
     assert build_pairs(corpus, [("summary", "rest")])["summary-rest"]["positive"] == [
         functions[1].rest
     ]
+
+
+def test_a_kind_given_twice_is_seen_twice(corpus):
+    kinds = [("name", "summary"), ("summary", "code"), ("name", "summary"), ("name", "summary")]
+    pairs = build_pairs(corpus, kinds)
+    assert list(pairs) == ["name-summary", "summary-code", "name-summary-2", "name-summary-3"]
+    assert pairs["name-summary-3"].to_dict() == pairs["name-summary"].to_dict()
