@@ -111,9 +111,9 @@ class _Total(_Function):
         before = (None,) * 4
         if grad_loss is None:
             return *before, *(None,) * _OPERANDS
-        *operands, weight = ctx.saved_tensors[: _OPERANDS + 1]
+        saved = ctx.saved_tensors  # once: checkpointing unpacks each tensor a single time
+        operands, weight, kept = saved[:_OPERANDS], saved[_OPERANDS], saved[_OPERANDS + 1 :]
         weight = ctx.weight if weight is None else weight
-        kept = ctx.saved_tensors[_OPERANDS + 1 :]
         waiting, ctx.waiting = ctx.waiting, None
         if not kept and waiting is None:
             again = ctx.kernels.total(ctx.problem, _widened(operands), weight, ctx.wanted)[1]
@@ -152,7 +152,8 @@ class _Losses(_Function):
         before = (None,) * 3
         if grad_losses is None:
             return *before, *(None,) * _OPERANDS
-        operands, stats = ctx.saved_tensors[:_OPERANDS], ctx.saved_tensors[_OPERANDS:]
+        saved = ctx.saved_tensors
+        operands, stats = saved[:_OPERANDS], saved[_OPERANDS:]
         grads = _LossGradients.apply(
             ctx.kernels, ctx.problem, ctx.wanted, grad_losses, *stats, *operands
         )
@@ -239,7 +240,7 @@ def _second_order(
         filled = list(operands)
         for place, value in zip(places, inputs, strict=True):
             filled[place] = value
-        losses = reference.row_losses(problem, Operands(*filled))  # type: ignore[arg-type]
+        losses = reference.losses(problem, Operands(*filled))  # type: ignore[arg-type]
         return losses if weight is None else (losses * weight).sum()
 
     def first_order(seed: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -20,8 +20,8 @@ from .problem import Gradients, Operands, SimilarityProblem, Wanted, Weight, sca
 from .similarity import full_precision, positive_index, prepared
 
 FUSES_TWO_DIRECTIONS = False
-COPIES = 4
-"""Stripe-sized tensors alive at once: logits, a mask, probabilities, a temporary."""
+COPIES = 8
+"""Stripe-sized tensors alive at once: similarities, logits, masks, probabilities, temporaries."""
 SUM_LENGTH = 2048
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps contrastive-ops"
+REBUILD = "pip install --no-build-isolation . (in the sources' folder)"
 
 
 @functools.cache

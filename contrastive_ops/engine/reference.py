@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import Operands, SimilarityProblem, reversed_problem, scale_of
+from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, reversed_problem, scale_of
 from .similarity import (
     any_equal,
     at_index,
@@ -32,6 +32,13 @@ class Logits(NamedTuple):
 
     positives: Tensor  # (N, P); pads are -inf
     negatives: tuple[Tensor, ...]  # (N, M), (N, K), (N, H); positives are -inf in the first
+
+
+def losses(problem: SimilarityProblem, operands: Operands) -> Tensor:
+    """:func:`row_losses` in float64 whatever the operands, which autocast does not lower either."""
+    wide = [None if t is None else t.to(torch.float64) for t in operands[:DIFFERENTIABLE]]
+    exact = row_losses(problem, Operands(*wide, *operands[DIFFERENTIABLE:]))  # type: ignore[arg-type]
+    return exact.to(operands.accumulation_dtype)
 
 
 def row_losses(problem: SimilarityProblem, operands: Operands) -> Tensor:

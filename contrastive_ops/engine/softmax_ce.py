@@ -25,11 +25,21 @@ def softmax_ce(
     float64 operands; it is differentiable in the first five operands.
     """
     name = backends.choose(backend, operands.query.device)
+    if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
+        with torch.autograd.profiler.record_function(f"contrastive_ops::softmax_ce[{name}]"):
+            return _on(name, problem, operands, weight)
+    return _on(name, problem, operands, weight)
+
+
+def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weight | None) -> Tensor:
     if name == "reference":
-        losses = reference.row_losses(problem, operands)
+        losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
     if torch.compiler.is_compiling():
-        return ops.softmax_ce(name, problem, operands, weight)
+        if weight is None or isinstance(weight, Tensor):
+            return ops.softmax_ce(name, problem, operands, weight)
+        # A number such as 1 / N would be a constant of the graph, and each N a graph of its own.
+        return ops.softmax_ce(name, problem, operands, 1.0) * weight
     return differentiable(_kernels(name), problem, operands, weight)
 
 

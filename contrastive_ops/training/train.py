@@ -88,9 +88,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--token-dropout",
         type=float,
-        default=0.3,
+        default=0.1,
         metavar="P",
-        help="share of tokens to hide in every key while training (default: 0.3)",
+        help="share of tokens to hide in every key while training (default: 0.1)",
     )
     training.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     training.add_argument(

@@ -18,14 +18,18 @@ struct LogSum {
 
   void add(double other_max, double other_sum) {
     if (other_sum == 0) return;
-    if (other_max <= max) {
+    if (other_max == max) {  // always, where maxima are not needed
+      sum += other_sum;
+    } else if (other_max < max) {
       sum += other_sum * std::exp2(other_max - max);
     } else {
       sum = (sum == 0 ? 0 : sum * std::exp2(max - other_max)) + other_sum;
       max = other_max;
     }
   }
-  double log2() const { return sum == 0 ? -std::numeric_limits<double>::infinity() : max + std::log2(sum); }
+  double log2() const {
+    return sum == 0 ? -std::numeric_limits<double>::infinity() : max + std::log2(sum);
+  }
 };
 
 struct Negatives {

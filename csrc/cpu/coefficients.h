@@ -1,8 +1,28 @@
-// From what a scan kept to the coefficients P = dL/dlogit * weight of the candidates, as the two
-// gradient products read them: rows as they lie (dX = P Y) and columns (dY = P^T X). Numbers serve
-// both from one array; bfloat16 pairs run along a row for the first and along a column for the
-// second, each rounded once, with the scales that packed rows leave out.
+// From what a scan kept of a tile to the coefficients P = dL/dlogit * weight of its candidates, as
+// the two gradient products read them: rows as they lie (dX = P Y) and columns (dY = P^T X).
+//
+// Numbers serve both from one array. Pairs of bfloat16 run along a row for the first and along a
+// column for the second, so they are written twice, each rounded once, with the scales that packed
+// rows leave out. Both fit where the numbers were: rows 2i and 2i + 1 have their row pairs in front,
+// and after them the column pairs of the two rows, those of the tile's first half of columns in row
+// 2i and of the second half in row 2i + 1.
 #pragma once
+
+template <class P>
+constexpr int64_t column_part = most_columns / P::pack;  // columns whose P lies in one piece
+
+// Coefficients as operands of the products, a tile at `tile`.
+template <class P, class Acc>
+inline const typename P::Unit* coefficients_by_row(const Acc* tile, int64_t row) {
+  return reinterpret_cast<const typename P::Unit*>(tile) + row * tile_stride;
+}
+template <class P, class Acc>
+inline typename P::Unit* coefficients_by_column(Acc* tile, int64_t column) {
+  const int64_t part = column / column_part<P>;
+  const int64_t front = P::pack == 1 ? 0 : column_part<P>;
+  return reinterpret_cast<typename P::Unit*>(tile) + part * (tile_stride - column_part<P>) + front +
+         column;
+}
 
 template <class Acc>
 struct ColumnSoftmax {
@@ -38,16 +58,28 @@ inline U32 rounded_pairs(Vec<float> low, Vec<float> high) {
   const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   return (U32)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
+
+// Two rows of coefficients a and b, `vectors` of them, to their place in the tile.
+inline void write_pairs(const Vec<float>* a, const Vec<float>* b, int vectors, float a_post,
+                        float b_post, const float* column_post, float* tile, int64_t row) {
+  constexpr int n = lanes<float>;
+  float* even = tile + row * tile_stride;
+  for (int v = 0; v < vectors; ++v) {
+    const Vec<float> post = load(column_post + v * n);
+    store_u16(even + v * n / 2, rounded(a[v] * post));
+    store_u16(even + tile_stride + v * n / 2, rounded(b[v] * post));
+    store(coefficients_by_column<Pairs>(even, v * n), rounded_pairs(a[v] * a_post, b[v] * b_post));
+  }
+}
 #endif
 
-// Columns [begin, end) of a kept tile, whole vectors.
+// The whole tile, which `kept` and `column_kept` may be.
 template <bool bounded, bool two, class S, class Kept>
 void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S::Acc>& tile,
-                        const Kept* kept, const Kept* column_kept, int64_t begin, int64_t end,
-                        typename S::Acc* numbers, typename S::Unit* row_pairs,
-                        typename S::Unit* column_pairs) {
+                        const Kept* kept, const Kept* column_kept, typename S::Acc* out) {
   using Acc = typename S::Acc;
   const bool smoothing = st.p.smoothing > 0;
+  const int64_t columns = round_up(tile.count, lanes<Acc>);
   const ColumnSoftmax<Acc> column = {st.column_factor + tile.begin, st.column_lse + tile.begin,
                                      st.column_smooth + tile.begin};
   const auto at = [&](int64_t r, int64_t j) {
@@ -57,35 +89,25 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
                                            smoothing);
   };
   if constexpr (!S::pairs) {
-    (void)row_pairs;
-    (void)column_pairs;
     for (int64_t r = 0; r < stripe.rows; ++r) {
-      for (int64_t j = begin; j < end; j += lanes<Acc>) {
-        store(numbers + r * tile_stride + j, at(r, j));
-      }
+      for (int64_t j = 0; j < columns; j += lanes<Acc>) store(out + r * tile_stride + j, at(r, j));
     }
   } else {
 #if ISA_BF16
-    (void)numbers;
     Acc post[most_columns];
-    for (int64_t j = begin; j < end; ++j) {
-      post[j - begin] = j < tile.count ? tile.side->scale[tile.begin + j].post : Acc(1);
+    for (int64_t j = 0; j < columns; ++j) {
+      post[j] = j < tile.count ? tile.side->scale[tile.begin + j].post : Acc(1);
     }
-    uint16_t* rows = reinterpret_cast<uint16_t*>(row_pairs);
     for (int64_t r = 0; r < stripe.rows; r += 2) {
       const bool odd = r + 1 == stripe.rows;  // then the second row is one of zeros
-      const Acc a_post = st.x_scale[stripe.begin + r].post;
-      const Acc b_post = odd ? Acc(0) : st.x_scale[stripe.begin + r + 1].post;
-      for (int64_t j = begin; j < end; j += lanes<Acc>) {
-        const Vec<Acc> a = at(r, j), b = odd ? Vec<Acc>{} : at(r + 1, j);
-        if (rows) {
-          const Vec<Acc> column_post = load(post + (j - begin));
-          uint16_t* to = rows + r * 2 * packed_stride + j;
-          store_u16(to, rounded(a * column_post));
-          store_u16(to + 2 * packed_stride, rounded(b * column_post));
-        }
-        store(column_pairs + r / 2 * tile_stride + j, rounded_pairs(a * a_post, b * b_post));
+      const auto* x = st.x_scale + stripe.begin + r;
+      Vec<Acc> a[most_columns / lanes<Acc>], b[most_columns / lanes<Acc>] = {};
+      int vectors = 0;
+      for (int64_t j = 0; j < columns; j += lanes<Acc>, ++vectors) {
+        a[vectors] = at(r, j);
+        if (!odd) b[vectors] = at(r + 1, j);
       }
+      write_pairs(a, b, vectors, x[0].post, odd ? Acc(0) : x[1].post, post, out, r);
     }
 #endif
   }

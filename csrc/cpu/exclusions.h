@@ -159,7 +159,7 @@ void pack_guide_tile(const S& st, const Tile<typename S::Acc>& tile, typename S:
   const int64_t dim = st.p.guide_dim;
   for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
     const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
-    const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
+    const int64_t width = panel_width<Acc>(count);
     for (int64_t k = 0; k < dim; ++k) {
       for (int64_t i = 0; i < width; ++i) {
         out[j * dim + k * width + i] = i < count ? Acc(guide[(j + i) * dim + k]) : Acc(0);

@@ -54,12 +54,10 @@ template <class S>
 void finish_candidates(const S& st, const Side<typename S::Acc>& side, int64_t begin,
                        int64_t count) {
   using E = typename S::Elem;
-  const auto& block = *side.block;
   for (int64_t j = begin; j < begin + count; ++j) {
-    const E* row = static_cast<const E*>(block.y) + j * block.stride;
-    side.dot[j] = finish_row(side.grad_sum + j * st.p.dim, row, st.p.dim, side.scale[j].unit(),
-                             st.p.normalize, st.p.scale,
-                             static_cast<E*>(block.grad) + j * st.p.dim);
+    side.dot[j] = finish_row(side.grad_sum + j * st.p.dim, st.candidate_row(side, j), st.p.dim,
+                             side.scale[j].unit(), st.p.normalize, st.p.scale,
+                             static_cast<E*>(side.block->grad) + j * st.p.dim);
   }
 }
 
@@ -103,11 +101,30 @@ void finish_query(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* 
   for (int64_t k = 0; k < st.p.positives; ++k) {
     const int64_t j = st.positive_index(i, k);
     if (j < 0) continue;
-    add_row(dx, static_cast<const E*>(st.p.keys.y) + j * st.p.keys.stride, st.p.dim,
+    add_row(dx, st.candidate_row(st.keys, j), st.p.dim,
             Acc(st.positive_coefficient[i * st.p.positives + k] *
                 double(st.keys.scale[j].unit())));
   }
   E* out = st.p.x_grad ? static_cast<E*>(st.p.x_grad) + i * st.p.dim : nullptr;
   st.row_dot[i] = finish_row(dx, st.x_row(i), st.p.dim, st.x_scale[i].unit(), st.p.normalize,
                              st.p.scale, out);
+}
+
+// With l = s / T - margin / T for positives, d total / dT = -1/T * sum of P l; and the sum of P s
+// over a row is <unit row, its gradient>, which projecting has already taken.
+template <class S>
+double temperature_gradient(const S& st) {
+  const auto& p = st.p;
+  double dots = 0, positives = 0;
+  if (st.temperature_from_x) {
+    for (int64_t i = 0; i < p.rows; ++i) dots += st.row_dot[i];
+  } else {
+    for (const auto* side : {&st.keys, &st.negatives}) {
+      for (int64_t j = 0; side->block && j < side->block->count; ++j) dots += side->dot[j];
+    }
+    for (int64_t i = 0; p.own.count && i < p.rows; ++i) dots += st.own_dot[i];
+  }
+  for (int64_t e = 0; e < p.rows * p.positives; ++e) positives += st.positive_coefficient[e];
+  const double scale = double(p.scale);
+  return -scale * scale * (dots - double(p.margin) * positives);
 }

@@ -7,6 +7,7 @@ namespace {
 #include "vec.h"
 #include "convert.h"
 #include "product.h"
+#include "plan.h"
 #include "state.h"
 #include "pack.h"
 #include "exclusions.h"
@@ -14,6 +15,8 @@ namespace {
 #include "scan.h"
 #include "coefficients.h"
 #include "gradients.h"
+#include "prologue.h"
+#include "closing.h"
 #include "kernel.h"
 }  // namespace
 }  // namespace contrastive_ops

@@ -92,6 +92,10 @@ struct PackedRow {
   const E* data;
   Acc element;
 };
+template <class E, class Acc>
+inline PackedRow<E, Acc> packed_row(const E* data, Acc element) {
+  return {data, element};
+}
 
 // count <= width rows to [k][width], transposed, for width a multiple of the lanes; `row(r)` gives
 // row r.
@@ -157,19 +161,19 @@ inline void pack_strip(F&& row, int64_t count, int64_t dim, typename P::Unit* ou
   }
 }
 
-// count rows to [panel of columns][row unit][columns of the panel], as they lie.
+// Columns [begin, end) of count rows, as they lie, to panels [row unit][micro_columns]; `begin` is
+// a multiple of micro_columns, the last panel of dim columns narrower if that is enough.
 template <class P, class F>
-inline void pack_panels(F&& row, int64_t count, int64_t dim, typename P::Unit* out) {
+inline void pack_panels(F&& row, int64_t count, int64_t dim, int64_t begin, int64_t end,
+                        typename P::Unit* out) {
   using Acc = typename P::Acc;
   using Unit = typename P::Unit;
   constexpr int n = lanes<Acc>;
   const int64_t units = divide_up(count, P::pack);
   for (int64_t u = 0; u < units; ++u) {
-    for (int64_t d = 0; d < dim; d += n) {
-      const int64_t panel = d / micro_columns<Acc>;
-      const int64_t begin = panel * micro_columns<Acc>;
-      const int64_t width = dim - begin <= n ? n : micro_columns<Acc>;
-      Unit* to = out + begin * units + u * width + (d - begin);
+    for (int64_t d = begin; d < end; d += n) {
+      const int64_t panel = d / micro_columns<Acc> * micro_columns<Acc>;
+      Unit* to = out + panel * units + u * panel_width<Acc>(dim - panel) + (d - panel);
       const int64_t left = minimum<int64_t>(n, dim - d);
       const auto get = [&](int64_t i) {
         if (i >= count) return Vec<Acc>{};
@@ -186,38 +190,4 @@ inline void pack_panels(F&& row, int64_t count, int64_t dim, typename P::Unit* o
       }
     }
   }
-}
-
-template <class E, class Acc>
-inline auto candidate_rows(const Side<Acc>& side, int64_t begin) {
-  const Block<Acc>& block = *side.block;
-  return [y = static_cast<const E*>(block.y) + begin * block.stride, stride = block.stride,
-          scale = side.scale + begin](int64_t r) {
-    return PackedRow<E, Acc>{y + r * stride, scale[r].element};
-  };
-}
-template <class S>
-inline auto query_rows(const S& st, int64_t begin) {
-  using E = typename S::Elem;
-  return [x = st.x_row(begin), stride = st.p.x_stride, scale = st.x_scale + begin](int64_t r) {
-    return PackedRow<E, typename S::Acc>{x + r * stride, scale[r].element};
-  };
-}
-
-// Panels of micro_columns columns, the last one narrower if lanes are enough.
-template <class S>
-void pack_yt_tile(const S& st, const Tile<typename S::Acc>& tile, typename S::Unit* out) {
-  using P = typename S::Policy;
-  using Acc = typename S::Acc;
-  for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
-    const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
-    const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
-    pack_transposed<P>(candidate_rows<typename S::Elem>(*tile.side, tile.begin + j), count, st.p.dim,
-                       out + j * st.depth, width);
-  }
-}
-template <class S>
-void pack_y_tile(const S& st, const Tile<typename S::Acc>& tile, typename S::Unit* out) {
-  pack_panels<typename S::Policy>(candidate_rows<typename S::Elem>(*tile.side, tile.begin), tile.count, st.p.dim,
-                                  out);
 }

@@ -72,8 +72,9 @@ void micro_kernel(const typename P::Unit* __restrict a, const typename P::Unit* 
       x += depth_step;
       panel += vectors * n;
       if constexpr (row_step > 1) {
-        __builtin_prefetch(next_rows, 0, 2);
-        next_rows += 64;
+#pragma GCC unroll 2
+        for (int i = 0; i < P::pack; ++i) __builtin_prefetch(next_rows + 64 * i, 0, 2);
+        next_rows += 64 * P::pack;
       }
       __builtin_prefetch(next_panel, 0, 2);
       next_panel += 64;
@@ -94,6 +95,12 @@ using MicroKernel = void (*)(const typename P::Unit*, const typename P::Unit*, i
                              const Runs&, typename P::Acc*, int64_t, bool,
                              const typename P::Unit*);
 
+// Of a panel with `columns` columns to come: one vector if that is enough.
+template <class T>
+inline int64_t panel_width(int64_t columns) {
+  return columns <= lanes<T> ? lanes<T> : micro_columns<T>;
+}
+
 // The kernels of every smaller row count, for the edges.
 template <class P, int vectors, int row_step, int depth_step, int... r>
 inline MicroKernel<P> choose_kernel(int64_t rows, std::integer_sequence<int, r...>) {
@@ -111,8 +118,8 @@ inline void multiply_panel(const typename P::Unit* a, int64_t rows, const typena
                            const Runs& runs = {}) {
   using Acc = typename P::Acc;
   using Sequence = std::make_integer_sequence<int, micro_rows>;
-  const bool narrow = columns <= lanes<Acc>;
-  const int64_t width = narrow ? lanes<Acc> : micro_columns<Acc>;
+  const int64_t width = panel_width<Acc>(columns);
+  const bool narrow = width == lanes<Acc>;
   const int64_t share = divide_up(width * depth, divide_up(rows, micro_rows));
   for (int64_t r = 0; r < rows; r += micro_rows) {
     const typename P::Unit* next = next_b + r / micro_rows * share;

@@ -86,8 +86,8 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   const int64_t begin = chunk * st.chunk_rows;
   const int64_t end = minimum(begin + st.chunk_rows, stripe.rows);
   const int64_t columns = round_up(tile.count, lanes<Acc>);
-  Acc* scratch = st.scratch + worker * st.scratch_stride * st.planes();
-  Acc* column_s = scratch + st.scratch_stride;
+  Acc* scratch = st.scratch + worker * st.scratch_size() * st.planes();
+  Acc* column_s = scratch + st.scratch_size();
   TileTerms<S> terms;
   tile_terms(st, tile, terms);
   Acc* guide_panels = nullptr;
@@ -98,10 +98,9 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   const auto multiply = [&](int64_t row, int64_t rows, int64_t k, Acc* s) {
     const int64_t depth = minimum(scan_depth, st.depth - k);
     const typename S::Unit* x =
-        st.x_strips + row / micro_rows * st.strip_units() + k * micro_rows;
+        st.x_strips + row / micro_rows * st.strip_size() + k * micro_rows;
     for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
-      const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
-      const int64_t width = count <= lanes<Acc> ? lanes<Acc> : micro_columns<Acc>;
+      const int64_t width = panel_width<Acc>(tile.count - j);
       const typename S::Unit* panel = yt + j * st.depth + k * width;
       multiply_panel<P, 1, micro_rows>(x, rows, panel, depth, s + j, tile_stride, width, k > 0,
                                        panel + st.depth * width);

@@ -134,6 +134,7 @@ def test_interrupted_it_says_so_and_resumes(tmp_path, corpus, finished, monkeypa
     arguments = [
         *("train", "docs", "--output", str(folder.root), "--packages", "tiny", "--queries", "40"),
         *("--vocabulary", "400", "--dim", "32", "--batch-size", "32", "--epochs", "2"),
+        *("--token-dropout", "0.3"),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(fit._TimedTrainer, "compute_loss", interrupt)
