@@ -184,6 +184,7 @@ def _untrained(
             model = build_encoder(cache, texts, dim=settings.dim, seed=settings.seed)
             with atomic_path(folder.untrained) as scratch:
                 model.save(str(scratch), create_model_card=False)
+        return model, cache
     model = _load(folder.untrained)
     return model, TokenCache(model.tokenizer)
 

@@ -71,8 +71,7 @@ def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 class TokenCache:
     """Tokenizes every text once: training and evaluation meet the same ones again and again.
 
-    A call gives what StaticEmbedding's own `preprocess` gives, and takes its place in
-    sentence-transformers' data collator.
+    A call gives what StaticEmbedding's own `preprocess` gives, and takes its place in training.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

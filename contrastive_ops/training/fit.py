@@ -15,9 +15,6 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.sentence_transformer.data_collator import (
-    SentenceTransformerDataCollator,
-)
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -178,6 +175,8 @@ def fit(
             )
     # One example for the model card; without any, the trainer embeds thousands to choose some.
     model.model_card_data.widget = [{"text": next(iter(pairs.values()))[0]["anchor"]}]
+    # Collator and evaluators tokenize through this; without it they would do so again every time.
+    model[0].preprocess = cache
     checkpoints.mkdir(parents=True, exist_ok=True)
     staging = checkpoints / _STAGING
     remove(staging)
@@ -214,12 +213,12 @@ def fit(
         args=arguments,
         train_dataset=pairs,
         loss=dict.fromkeys(pairs, loss),
-        data_collator=SentenceTransformerDataCollator(preprocess_fn=cache),
         evaluator=evaluator,
         callbacks=[_Publish(checkpoints)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Bar())
     trainer.train(resume_from_checkpoint=resume_from)
+    del model[0].preprocess
     remove(staging)
     return list(trainer.state.log_history)

@@ -126,7 +126,7 @@ def choose_weight(
     task: Task,
     dense: Scores,
     lexical: Scores,
-    candidates: Sequence[float] = (0.125, 0.25, 0.5, 1.0, 2.0),
+    candidates: Sequence[float] = (0.0, 0.125, 0.25, 0.5, 1.0),
 ) -> float:
     """The weight of `fused_scores` with the best MRR@10; for a split that is not reported."""
     return max(

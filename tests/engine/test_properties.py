@@ -10,14 +10,18 @@ from strategies import SMALL, TILED, calls
 SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def largest_similarity(call: Call) -> float:
+    if call.options.get("normalize", True):
+        return 1.0
+    rows = [x.detach().double() for x in (call.query, call.key, call.negatives) if x is not None]
+    return max(1.0, *(x.norm(dim=-1).max().item() ** 2 for x in rows))
+
+
 def tolerance(call: Call) -> float:
     """A few ulps of the largest logit, in the dtype that sums are kept in."""
     wide = torch.promote_types(call.query.dtype, torch.float32)
-    rows = [x.detach().double() for x in (call.query, call.key, call.negatives) if x is not None]
-    similarity = 1.0
-    if not call.options.get("normalize", True):
-        similarity = max(1.0, max(x.norm(dim=-1).max().item() for x in rows) ** 2)
-    return 32 * torch.finfo(wide).eps * (1 + similarity / call.options["temperature"].item())
+    largest = largest_similarity(call) / call.options["temperature"].item()
+    return 32 * torch.finfo(wide).eps * (1 + largest)
 
 
 def directions(call: Call) -> dict[str, torch.Tensor]:
@@ -30,15 +34,17 @@ def directions(call: Call) -> dict[str, torch.Tensor]:
 def check_slope(name, leaf, gradient, direction, expected, call, relative):
     """<gradient, direction> up to the rounding of its terms and of those that cancel in them."""
     along = gradient.double() * direction
-    terms = along.abs().sum().item()
-    if leaf.dim() and call.options.get("normalize", True):
+    terms = along.abs().sum().item() + abs(expected)
+    temperature = call.options["temperature"].item()
+    if leaf.dim() == 0:
+        terms += largest_similarity(call) / temperature**2
+    else:
         norms = leaf.detach().double().norm(dim=-1, keepdim=True)
-        terms += (direction.abs() / norms).sum().item() / call.options["temperature"].item()
-    elif leaf.dim() == 0:
-        terms += 1 / leaf.item() ** 2
+        unit = (direction.abs() / norms).sum().item()
+        terms += unit * largest_similarity(call) / temperature
     # Kernels may round the logits' gradients to 16-bit inputs' dtype.
     rounding = max(torch.finfo(x.dtype).eps for x in (gradient, call.query))
-    allowed = (relative + 2 * rounding) * (terms + abs(expected))
+    allowed = (relative + 2 * rounding) * terms
     allowed += torch.finfo(gradient.dtype).tiny * direction.abs().sum().item()
     assert abs(along.sum().item() - expected) <= allowed, (name, along.sum().item(), expected)
 
