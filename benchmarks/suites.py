@@ -32,7 +32,7 @@ class Suite:
     variants: tuple[Variant, ...]
     time: bool = True
     memory: bool = False
-    budget: float = 60.0
+    budget: float = 30.0
     min_rounds: int = 5
     sample: float = 0.0
     peak: str = "float32"
