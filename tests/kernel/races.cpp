@@ -116,7 +116,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   Bytes x_grad(x.size()), key_grad(keys.size()), negative_grad(negatives.size());
   Bytes own_grad(own.size());
   std::vector<Acc> loss(shape.rows), column_loss(shape.rows);
-  std::vector<Acc> row(3 * shape.rows), column(3 * shape.keys);
+  std::vector<double> row(3 * shape.rows), column(3 * shape.keys);
   double temperature_grad = 0;
 
   Problem<Acc> p;
