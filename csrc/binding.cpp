@@ -87,11 +87,11 @@ at::ScalarType accumulator() {
 // A matrix' stride between rows; that of a single row may be anything and is never used.
 int64_t row_stride(const Tensor& x) { return x.stride(-2); }
 
-// losses (N), row stats, column stats, total (0-dim), then a gradient or None for each of query,
-// key, negatives, own negatives, temperature.
+// losses (N), row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
+// or None for each of query, key, negatives, own negatives, temperature.
 template <class Acc>
 std::vector<MaybeTensor> run_problem(
-    Mode mode, const Arguments& a, const MaybeTensor& weight, double weight_all,
+    Mode mode, bool statistics, const Arguments& a, const MaybeTensor& weight, double weight_all,
     const std::array<bool, 5>& wanted, const MaybeTensor& row_stats,
     const MaybeTensor& column_stats) {
   const at::ScalarType acc = accumulator<Acc>();
@@ -175,25 +175,25 @@ std::vector<MaybeTensor> run_problem(
   const int64_t columns = a.symmetric ? m : 0;
   Tensor losses = at::empty({n}, numbers), column_losses;
   const auto wide = options.dtype(at::kDouble);
-  Tensor row = row_stats ? *row_stats : at::empty({kinds, n}, wide);
-  Tensor column = column_stats ? *column_stats : at::empty({kinds, columns}, wide);
-  require(row.sizes() == at::IntArrayRef({kinds, n}) && row.is_contiguous() &&
-              column.sizes() == at::IntArrayRef({kinds, columns}) && column.is_contiguous() &&
-              row.scalar_type() == at::kDouble && column.scalar_type() == at::kDouble,
-          "the statistics are not those of this problem's forward");
-  auto fill = [&](Stats& stats, const Tensor& from) {
-    double* data = from.mutable_data_ptr<double>();
-    const int64_t count = from.size(1);
+  Tensor row, column;
+  const auto fill = [&](Stats& stats, Tensor& x, const MaybeTensor& given, int64_t count) {
+    x = given ? *given : at::empty({kinds, count}, wide);
+    require(x.sizes() == at::IntArrayRef({kinds, count}) && x.is_contiguous() &&
+                x.scalar_type() == at::kDouble,
+            "the statistics are not those of this problem's forward");
+    double* data = x.mutable_data_ptr<double>();
     stats.lse = data;
     if (kinds == 3) {
       stats.sum = data + count;
       stats.count = data + 2 * count;
     }
   };
-  fill(p.row, row);
+  if (statistics) {
+    fill(p.row, row, row_stats, n);
+    fill(p.column, column, column_stats, columns);
+  }
   p.loss = losses.mutable_data_ptr<Acc>();
   if (a.symmetric) {
-    fill(p.column, column);
     column_losses = at::empty({n}, numbers);
     p.column_loss = column_losses.mutable_data_ptr<Acc>();
     // L_i is the mean of both directions.
@@ -231,9 +231,11 @@ std::vector<MaybeTensor> run_problem(
       total += both * (p.weight ? p.weight[i] : p.weight_all);
       if (a.symmetric) row_loss[i] = static_cast<Acc>(both / 2);
     }
-    results[0] = losses;
-    results[1] = row;
-    results[2] = column;
+    if (statistics) {
+      results[0] = losses;
+      results[1] = row;
+      results[2] = column;
+    }
     results[3] = at::full({}, total, numbers);
   }
   return results;
@@ -257,7 +259,11 @@ std::vector<MaybeTensor> softmax_ce(
       guide_threshold, normalize, in_batch, symmetric, scale, margin, false_negative_margin, group,
       group_log_weight, first_row, label_smoothing, workspace_bytes};
   const auto run_as = query.scalar_type() == at::kDouble ? run_problem<double> : run_problem<float>;
-  return run_as(static_cast<Mode>(mode), a, weight, weight_all, wanted, row_stats, column_stats);
+  // The three modes of the kernel, and the loss alone.
+  const bool loss_alone = mode == 3;
+  const Mode kernel_mode = loss_alone ? Mode::forward : static_cast<Mode>(mode);
+  const bool statistics = kernel_mode != Mode::both && !loss_alone;
+  return run_as(kernel_mode, statistics, a, weight, weight_all, wanted, row_stats, column_stats);
 }
 
 std::vector<std::string> isas() {

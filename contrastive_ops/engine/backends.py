@@ -13,6 +13,7 @@ from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 ENVIRONMENT_VARIABLE = "CONTRASTIVE_OPS_BACKEND"
 NAMES = ("reference", "torch", "cpu", "triton", "cuda")
+_CPU = torch.device("cpu")
 
 
 class Backend(Protocol):
@@ -74,7 +75,7 @@ def choose(name: str | None, device: torch.device) -> str:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         origin = ENVIRONMENT_VARIABLE
     if name is None:
-        return "cpu" if device.type == "cpu" and extension.load()[0] is not None else "torch"
+        return "cpu" if device == _CPU and extension.load()[0] is not None else "torch"
     if name not in NAMES:
         raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
     status = backends()[name]

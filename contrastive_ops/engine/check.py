@@ -45,6 +45,8 @@ def same(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]."""
+    if type(value) is float and low <= value <= high and -math.inf < value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise ValueError(f"{name}: got {_shown(value)}, expected a number")
     if not (low <= value <= high and -math.inf < value < math.inf):

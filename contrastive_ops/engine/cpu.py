@@ -10,7 +10,7 @@ from . import extension
 from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 FUSES_TWO_DIRECTIONS = True
-_FORWARD, _BACKWARD, _BOTH = range(3)
+_FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def total(
     problem: SimilarityProblem, operands: Operands, weight: Tensor | float, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients."""
-    mode = _BOTH if any(wanted) else _FORWARD
+    mode = _BOTH if any(wanted) else _LOSS
     out = _run(mode, problem, operands, weight, wanted)
     return out[3], Gradients(*out[4:])
 

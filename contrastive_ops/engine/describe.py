@@ -123,7 +123,7 @@ def _embeddings(query: Any, key: Any, negatives: Any) -> tuple[Tensor, Tensor, T
     check.matrix("key", key)
     if negatives is not None:
         check.matrix("negatives", negatives, (2, 3))
-    if torch.is_autocast_enabled(query.device.type):
+    if torch.is_autocast_enabled("cpu" if query.is_cpu else query.device.type):
         query, key, negatives = _widest(query, key, negatives)
     if query.shape[0] < 1 or query.shape[1] < 1:
         raise ValueError(f"query: got shape {tuple(query.shape)}, expected at least 1 x 1")

@@ -45,9 +45,10 @@ class Kernel {
     constexpr int64_t batch = 16;
     const PackQueries<S> queries{st, st.stripe(0), st.need_candidates()};
     const bool at_once = st.panel_tiles >= st.tiles;
-    const PackCandidates<S> candidates{st, 0, at_once ? st.tiles : 0, true, st.need_x};
-    const int64_t first = queries.count(), second = first + candidates.count();
-    const double ns = queries.nanoseconds() + candidates.nanoseconds() +
+    const PackCandidates<S> candidates{st, 0, at_once ? st.tiles : 0, !st.direct, st.need_x};
+    const int64_t first = st.apart ? 0 : queries.count();
+    const int64_t second = st.apart ? 0 : first + candidates.count();
+    const double ns = (st.apart ? 0 : queries.nanoseconds() + candidates.nanoseconds()) +
                       0.1 * double(p.rows * p.positives * p.dim);
     st.tasks(second + divide_up(p.rows, batch), ns, [&](int64_t task, int) {
       if (task < first) return queries(task);
@@ -122,7 +123,8 @@ class Kernel {
   template <class Kept>
   void scan_as(const Stripe& s, int64_t begin, int64_t end, bool keep) const {
     const int64_t chunks = divide_up(s.rows, st.chunk_rows);
-    panel_runs(begin, end, true, [&](int64_t first, int64_t count, int64_t panel) {
+    if (st.apart) return scan_apart<Kept>(s, chunks);
+    const auto run = [&](int64_t first, int64_t count, int64_t panel) {
       const double ns = multiply_add_ns * double(s.rows * count * st.tile_columns * p.dim);
       st.tasks(count * chunks, ns, [&](int64_t task, int worker) {
         const int64_t local = task / chunks, t = first + local;
@@ -131,9 +133,29 @@ class Kernel {
         if (keep && st.column_plane) {
           column_kept = st.template scanned_tile<Kept>(s, t - begin, 1);
         }
-        scan_chunk<S, Kept>(st, s, t, task % chunks, st.yt_tile(panel + local), kept, column_kept,
-                            worker);
+        scan_chunk<S, Kept>(st, s, t, task % chunks, st.x_strips, st.yt_tile(panel + local), kept,
+                            column_kept, worker);
       });
+    };
+    if (st.direct) return run(begin, end - begin, 0);
+    panel_runs(begin, end, true, run);
+  }
+  template <class Kept>
+  void scan_apart(const Stripe& s, int64_t chunks) const {
+    const double ns = multiply_add_ns * double(s.rows * st.tiles * st.tile_columns * p.dim);
+    for (int64_t i = 0; i < st.packers(); ++i) st.strips_packed[i] = false;
+    st.tasks(st.tiles, ns, [&](int64_t t, int worker) {
+      Unit* strips = st.x_strips + worker * st.strips_size();
+      Unit* yt = st.yt_tile(worker);
+      const PackQueries<S> queries{st, s, false, strips};
+      if (!st.strips_packed[worker]) {
+        for (int64_t i = 0; i < queries.count(); ++i) queries(i);
+        st.strips_packed[worker] = true;
+      }
+      PackCandidates<S>{st, t, t + 1, true, false, yt}(0);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        scan_chunk<S, Kept>(st, s, t, chunk, strips, yt, nullptr, nullptr, worker);
+      }
     });
   }
 

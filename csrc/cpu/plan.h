@@ -11,6 +11,8 @@ constexpr int64_t tile_stride = 112;  // between rows of a tile: an odd number o
 constexpr int64_t most_rows = 384;    // of a stripe
 constexpr int64_t row_step = 12;      // a multiple of every micro-kernel's rows
 constexpr int64_t column_step = 32;   // a multiple of every micro-kernel's columns
+constexpr int64_t apart_bytes = 400 << 10;  // of packed queries: half of a second-level cache
+constexpr int64_t direct_rows = 16;
 
 template <class Acc>
 struct RowScale;
@@ -55,6 +57,8 @@ struct Plan {
   bool bounded = false;  // 2^t of every logit t is an ordinary number: no maxima needed
   bool fused = false;    // one direction: a stripe's gradient while it is in cache
   bool kept16 = false;   // tiles kept between the sweeps are bfloat16
+  bool direct = false;   // the scan reads the inputs where they lie
+  bool apart = false;    // or every worker packs for itself what it scans
 
   Side<Acc> keys, negatives;
   int64_t tile_columns = 0, tiles = 0;
@@ -87,6 +91,11 @@ struct Plan {
     bounded = p.normalize && is_bounded(1, 1);
     kept16 = pairs && two && bounded && mode == Mode::both;
     share_workspace();
+    direct = !pairs && p.guide_dim == 0 && p.rows <= direct_rows;
+    // In a small problem, writing panels that another core has just read costs more than packing
+    // twice.
+    const int64_t strip_bytes = p.rows * depth * int64_t(sizeof(Unit));
+    apart = !gradients && !direct && stripes == 1 && p.guide_dim == 0 && strip_bytes <= apart_bytes;
   }
 
   bool thresholds() const { return p.false_negative_margin < infinity<Acc>; }
@@ -112,6 +121,8 @@ struct Plan {
   int64_t y_size() const { return divide_up(capacity, P::pack) * dim_padded; }
   // A vector of slack lets packing store whole vectors.
   int64_t strip_size() const { return depth * micro_rows + lanes<Unit>; }
+  int64_t packers() const { return apart ? minimum<int64_t>(workers, tiles) : 1; }
+  int64_t strips_size() const { return divide_up(rows, micro_rows) * strip_size(); }
 
   // Every exponent within what a sum of `rows` or columns of them, and its reciprocal times a
   // gradient, can hold.

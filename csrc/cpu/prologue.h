@@ -98,8 +98,9 @@ struct PackQueries {
   const S& st;
   Stripe s;
   bool panels;
+  typename S::Unit* out = st.x_strips;
 
-  int64_t strips() const { return divide_up(s.rows, micro_rows); }
+  int64_t strips() const { return st.direct ? 0 : divide_up(s.rows, micro_rows); }
   int64_t count() const {
     return strips() + (panels ? divide_up(st.dim_padded, panel_task_columns) : 0);
   }
@@ -113,7 +114,7 @@ struct PackQueries {
       return;
     }
     const int64_t row = task * micro_rows, count = minimum<int64_t>(micro_rows, s.rows - row);
-    pack_strip<P>(rows_from(s.begin + row), count, st.p.dim, st.x_strips + task * st.strip_size());
+    pack_strip<P>(rows_from(s.begin + row), count, st.p.dim, out + task * st.strip_size());
     if (st.p.guide_dim > 0) pack_guide(row, count);
   }
 
@@ -144,6 +145,7 @@ struct PackCandidates {
   const S& st;
   int64_t begin, end;
   bool yt, y;
+  typename S::Unit* out = st.yt_panels;
 
   int64_t kinds() const { return int64_t(yt) + int64_t(y); }
   int64_t count() const { return (end - begin) * kinds(); }
@@ -161,8 +163,8 @@ struct PackCandidates {
     }
     for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
       const int64_t count = minimum<int64_t>(micro_columns<Acc>, tile.count - j);
-      pack_transposed<P>(rows_from(tile, j), count, dim, st.yt_tile(local) + j * st.depth,
-                         panel_width<Acc>(count));
+      pack_transposed<P>(rows_from(tile, j), count, dim,
+                         out + local * st.yt_size() + j * st.depth, panel_width<Acc>(count));
     }
   }
 

@@ -75,11 +75,12 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
   }
 }
 
-// One task. `yt` are the tile's packed panels; `kept` and `column_kept` the tile's first rows in
-// the stripe's kept tiles, or null.
+// One task. `strips` are the stripe's packed rows, `yt` the tile's packed panels; `kept` and
+// `column_kept` the tile's first rows in the stripe's kept tiles, or null.
 template <class S, class Kept>
 void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t chunk,
-                const typename S::Unit* yt, Kept* kept, Kept* column_kept, int worker) {
+                const typename S::Unit* strips, const typename S::Unit* yt, Kept* kept,
+                Kept* column_kept, int worker) {
   using Acc = typename S::Acc;
   using P = typename S::Policy;
   const Tile<Acc> tile = st.tile(tile_index);
@@ -98,7 +99,7 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   const auto multiply = [&](int64_t row, int64_t rows, int64_t k, Acc* s) {
     const int64_t depth = minimum(scan_depth, st.depth - k);
     const typename S::Unit* x =
-        st.x_strips + row / micro_rows * st.strip_size() + k * micro_rows;
+        strips + row / micro_rows * st.strip_size() + k * micro_rows;
     for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
       const int64_t width = panel_width<Acc>(tile.count - j);
       const typename S::Unit* panel = yt + j * st.depth + k * width;
@@ -106,7 +107,7 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
                                        panel + st.depth * width);
     }
   };
-  const bool deep = st.depth > scan_depth;
+  const bool deep = st.depth > scan_depth && !st.direct;
   if (deep) {
     for (int64_t k = 0; k < st.depth; k += scan_depth) {
       for (int64_t row = begin; row < end; row += micro_rows) {
@@ -118,7 +119,10 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
   for (int64_t row = begin; row < end; row += micro_rows) {
     const int64_t rows = minimum<int64_t>(micro_rows, end - row);
     Acc* s = deep ? scratch + (row - begin) * tile_stride : scratch;
-    if (!deep) multiply(row, rows, 0, s);
+    if constexpr (!S::pairs) {
+      if (st.direct) multiply_in_place(st, tile, stripe.begin + row, rows, s);
+    }
+    if (!deep && !st.direct) multiply(row, rows, 0, s);
     const Strip<S> strip{st, stripe, tile, stripe.begin + row, rows, columns, s};
     scan_strip<S, Kept>(strip, column_s, terms, guide_panels, chunk, row == begin,
                         kept ? kept + row * tile_stride : nullptr,

@@ -35,6 +35,7 @@ struct State : Plan<E, P> {
   Acc *part_max, *part_sum, *part_logits, *part_count;
   Acc *column_part_max, *column_part_sum, *column_part_logits, *column_part_count;
   // ---- packed operands, tiles, sums
+  bool* strips_packed;  // by which worker, where each packs for itself
   Unit *x_strips, *x_panels, *yt_panels, *y_panels;
   Acc *guide_rows, *work_tiles, *dx;
   void* kept_tiles;
@@ -59,7 +60,7 @@ struct State : Plan<E, P> {
   // core, which decides whether other threads are worth waking.
   template <class F>
   void tasks(int64_t count, double nanoseconds, F&& f) const {
-    parallel_for(count, nanoseconds < 15000 ? 1 : this->workers, f);
+    parallel_for(count, nanoseconds < 8000 ? 1 : this->workers, f);
   }
 
   Unit* yt_tile(int64_t local) const { return yt_panels + local * this->yt_size(); }
@@ -126,9 +127,10 @@ struct State : Plan<E, P> {
     column_part_count = cursor.take<Acc>(smoothing ? column_partials : 0);
 
     const int64_t row_units = divide_up(this->rows, P::pack);
-    x_strips = cursor.take<Unit>(divide_up(this->rows, micro_rows) * this->strip_size());
+    strips_packed = cursor.take<bool>(this->packers());
+    x_strips = cursor.take<Unit>(this->packers() * this->strips_size());
     x_panels = cursor.take<Unit>(this->need_candidates() ? row_units * this->dim_padded : 0);
-    yt_panels = cursor.take<Unit>(this->panel_tiles * this->yt_size());
+    yt_panels = cursor.take<Unit>((this->apart ? this->packers() : this->panel_tiles) * this->yt_size());
     y_panels = cursor.take<Unit>(this->need_x ? this->panel_tiles * this->y_size() : 0);
     guide_rows = cursor.take<Acc>(p.guide_dim * round_up(this->rows, micro_rows));
     const bool work = gradients && (this->kept16 || this->kept_stripes < this->stripes);

@@ -30,11 +30,11 @@ template <class T>
 using Bits = typename BitsOf<T>::type;
 
 template <class T>
-inline T minimum(T a, T b) {
+constexpr T minimum(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-inline T maximum(T a, T b) {
+constexpr T maximum(T a, T b) {
   return a < b ? b : a;
 }
 
@@ -80,9 +80,15 @@ inline V vmax(V a, V b) {
 
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-  double s = 0;
-  for (int i = 0; i < lanes<T>; ++i) s += double(v[i]);
-  return s;
+  double s[lanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes<T>; ++i) s[i] = double(v[i]);
+#pragma GCC unroll 4
+  for (int width = lanes<T> / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  }
+  return s[0];
 }
 template <class T>
 inline T max_lanes(Vec<T> v) {
