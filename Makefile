@@ -31,7 +31,7 @@ demo: $(STAMPS)/train $(STAMPS)/kernels ## train a small search model on your ma
 
 test: $(STAMPS)/test $(STAMPS)/kernels ## run the tests
 	$(SAY) "Running the tests"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/kernels ## measure against the peers, into benchmarks/results, and refresh README's table
 	$(SAY) "Measuring; other work on this machine makes the numbers worse"
@@ -60,7 +60,7 @@ sanitize: $(STAMPS)/test ## run the kernels under the address, undefined-behavio
 	@CONTRASTIVE_OPS_SANITIZE=address,undefined CONTRASTIVE_OPS_REQUIRE_EXTENSION=1 \
 		$(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	$(SAY) "Running the kernels' tests on it"
-	@tests/kernel/under_sanitizers build/sanitize/lib $(BIN)/python $(ARGS)
+	@tests/kernel/under_sanitizers build/sanitize/lib $(BIN)/python -n auto --maxprocesses 4 $(ARGS)
 
 check: lint test sanitize ## all that the continuous integration runs
 
