@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Protocol, cast
 
@@ -58,7 +59,7 @@ def backends() -> dict[str, str]:
         "reference": "ok",
         "torch": "ok",
         "cpu": extension.load()[1],
-        "triton": "not part of this release",
+        "triton": _triton_status(),
         "cuda": "not part of this release",
     }
 
@@ -74,7 +75,7 @@ def choose(name: str | None, device: torch.device) -> str:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         origin = ENVIRONMENT_VARIABLE
     if name is None:
-        return "cpu" if device.type == "cpu" and extension.load()[0] is not None else "torch"
+        return _fastest(device)
     if name not in NAMES:
         raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
     status = backends()[name]
@@ -82,11 +83,41 @@ def choose(name: str | None, device: torch.device) -> str:
         raise ValueError(f"{origin}: {name!r} cannot be used here: {status}")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"{origin}: 'cpu' needs tensors on the CPU, got tensors on {device}")
+    if name == "triton" and (device.type == "cpu") != interpreting():
+        expected = "on the CPU, as TRITON_INTERPRET is set" if interpreting() else (
+            "on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported"
+        )
+        raise ValueError(f"{origin}: 'triton' got tensors on {device}, expected them {expected}")
     return name
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "torch" if extension.load()[0] is None else "cpu"
+    if device.type == "cuda" and not interpreting() and _triton_status() == "ok":
+        return "triton"
+    return "torch"
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _triton_status() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is missing; `pip install triton` where it has wheels"
+    if interpreting() or torch.cuda.is_available():
+        return "ok"
+    return "no GPU that torch can use; TRITON_INTERPRET=1 runs it on CPU tensors, for tests"
 
 
 def module(name: str) -> Backend:
     """The kernels of a backend. `reference` has none: it is plain autograd."""
+    if name == "triton":
+        from . import gpu
+
+        return cast(Backend, gpu)
     if name == "cpu":
         from . import cpu
 

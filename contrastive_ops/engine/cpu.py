@@ -11,6 +11,8 @@ from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 FUSES_TWO_DIRECTIONS = True
 _FORWARD, _BACKWARD, _BOTH = range(3)
+_READ = SimilarityProblem._fields.index("precision")
+"""The kernel has the fields before this one; its products are float32 or exact."""
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +67,7 @@ def _run(
     return kernel.softmax_ce(
         mode,
         *operands,
-        *problem,
+        *problem[:_READ],
         tensor_weight,
         1.0 if tensor_weight is not None else weight,
         wanted,

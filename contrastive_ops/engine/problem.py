@@ -50,6 +50,8 @@ class SimilarityProblem(NamedTuple):
     """Which row of the whole problem row 0 is, where a stripe of rows stands for itself."""
     label_smoothing: float = 0.0
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    precision: str = "ieee"
+    """How a GPU multiplies float32 rows: "ieee", "tf32x3" or "tf32"."""
 
 
 class Operands(NamedTuple):
