@@ -1,4 +1,4 @@
-"""Row-wise kernels: one program a row. Norms, positives, own negatives, the finished gradient.
+"""Row-wise kernels: a few whole rows a program. Norms, positives, own negatives, finished gradients.
 
 A *prepared* operand is a contiguous copy in the input dtype, its width padded with zeros to whole
 depth blocks, each row times an exact power of two so that its norm is in [1, 2) * 2**TARGET. So a
@@ -33,7 +33,7 @@ def load_scale(scale, SCALE_IS_TENSOR: tl.constexpr):
     return scale
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def prepare(
     x,
     row_stride,
@@ -41,37 +41,41 @@ def prepare(
     out,
     inverse,
     rescale,
+    rows,
     width,
     padded,
     NORMALIZE: tl.constexpr,
     TARGET: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """out (rows, padded), inverse = 1 / |out row|, rescale = out / x; 0 and 0 for a zero row."""
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
     at = tl.arange(0, BLOCK)
-    given = x + row * row_stride + at.to(tl.int64) * column_stride
-    value = tl.load(given, mask=at < width, other=0.0)
-    target = out + row * padded + at
+    given = x + row[:, None] * row_stride + at.to(tl.int64)[None, :] * column_stride
+    value = tl.load(given, mask=inside[:, None] & (at < width)[None, :], other=0.0)
     if NORMALIZE:
         value = value.to(tl.float32)
-        largest = tl.max(tl.abs(value), 0)
+        largest = tl.max(tl.abs(value), 1)
         # Twice: squares of what has its largest entry in [1, 2) cannot overflow.
         first = power_of_two(-exponent_of(largest))
-        value *= first
-        second = power_of_two(TARGET - exponent_of(tl.sqrt(tl.sum(value * value, 0))))
-        value *= second
-        norm = tl.sqrt(tl.sum(value * value, 0))
+        value *= first[:, None]
+        second = power_of_two(TARGET - exponent_of(tl.sqrt(tl.sum(value * value, 1))))
+        value *= second[:, None]
+        norm = tl.sqrt(tl.sum(value * value, 1))
         zero = largest == 0
-        tl.store(inverse + row, tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm)))
-        tl.store(rescale + row, tl.where(zero, 0.0, first * second))
+        tl.store(inverse + row, tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm)), mask=inside)
+        tl.store(rescale + row, tl.where(zero, 0.0, first * second), mask=inside)
     else:
-        tl.store(inverse + row, 1.0)
-        tl.store(rescale + row, 1.0)
-    tl.store(target, value.to(out.dtype.element_ty), mask=at < padded)
+        one = tl.full((ROWS,), 1.0, tl.float32)
+        tl.store(inverse + row, one, mask=inside)
+        tl.store(rescale + row, one, mask=inside)
+    target = out + row[:, None] * padded + at[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=inside[:, None] & (at < padded)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "positives"])
 def positive_similarity(
     x,
     y,
@@ -84,9 +88,11 @@ def positive_similarity(
     margin,
     limit_margin,
     slack_ulps,
+    rows,
     positives,
     padded,
     NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Float32 similarities of each row to its positives, and what later passes derive from them.
@@ -94,34 +100,36 @@ def positive_similarity(
     similarity (N, P); reference (N,) = their mean - margin; limit (N,) = the weakest +
     limit_margin and a slack of some ulps, above which an in-batch candidate is left out.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
     at = tl.arange(0, BLOCK)
-    inside = at < padded
-    mine = tl.load(x + row * padded + at, mask=inside, other=0.0).to(tl.float32)
-    r = tl.load(inverse_x + row)
-    norm = tl.sqrt(tl.sum(mine * mine, 0))
-    total = tl.zeros((), tl.float32)
+    within = inside[:, None] & (at < padded)[None, :]
+    mine = tl.load(x + row[:, None] * padded + at[None, :], mask=within, other=0.0).to(tl.float32)
+    r = tl.load(inverse_x + row, mask=inside, other=0.0)
+    norm = tl.sqrt(tl.sum(mine * mine, 1))
+    total = tl.zeros((ROWS,), tl.float32)
     count = total
     weakest = total + float("inf")
     for p in range(positives):
         column = row
         if index is not None:
-            column = tl.load(index + row * positives + p)
-        given = column >= 0
-        column = tl.maximum(column, 0)
-        other = tl.load(y + column * padded + at, mask=inside, other=0.0).to(tl.float32)
-        s = tl.sum(mine * other, 0) * r * tl.load(inverse_y + column)
-        tl.store(similarity + row * positives + p, s)
+            column = tl.load(index + row * positives + p, mask=inside, other=-1)
+        given = inside & (column >= 0)
+        column = tl.where(given, column, 0)
+        other = tl.load(y + column[:, None] * padded + at[None, :], mask=within, other=0.0)
+        other = other.to(tl.float32)
+        s = tl.sum(mine * other, 1) * r * tl.load(inverse_y + column)
+        tl.store(similarity + row * positives + p, s, mask=inside)
         total += tl.where(given, s, 0.0)
         count += tl.where(given, 1.0, 0.0)
         slack = slack_ulps * 1.1920928955078125e-07
         if not NORMALIZE:
-            slack *= norm * tl.sqrt(tl.sum(other * other, 0))
+            slack = slack * norm * tl.sqrt(tl.sum(other * other, 1))
         weakest = tl.where(given, tl.minimum(weakest, s + slack), weakest)
     mean = tl.where(count > 0, total / tl.maximum(count, 1.0) - margin, 0.0)
-    tl.store(reference + row, mean)
+    tl.store(reference + row, mean, mask=inside)
     if limit is not None:
-        tl.store(limit + row, weakest + limit_margin)
+        tl.store(limit + row, weakest + limit_margin, mask=inside)
 
 
 @triton.jit
@@ -150,7 +158,6 @@ def own_logits(
     own_strides_d,
     bias,
     scale,
-    similarity,
     state_parts,
     first_row,
     rows,
@@ -161,7 +168,7 @@ def own_logits(
     NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Similarities (N, H) of each row to its own negatives, and their partial sums.
+    """Partial sums over each row's own negatives.
 
     state_parts (4, N) is what `statistics` writes for a tile: sum, offset, count, sum of logits.
     """
@@ -179,7 +186,6 @@ def own_logits(
         given = own + row * own_strides_n + h * own_strides_h + at.to(tl.int64) * own_strides_d
         other, _, _ = unit_row(given, at < width, BLOCK, NORMALIZE)
         s = tl.sum(mine * other, 0)
-        tl.store(similarity + row * count + h, s)
         logit = s * scale
         if bias is not None:
             logit += tl.load(bias + row * count + h)
@@ -206,7 +212,6 @@ def own_gradient(
     own_strides_d,
     bias,
     scale,
-    similarity,
     reference,
     offset,
     amount,
@@ -239,7 +244,7 @@ def own_gradient(
     for h in range(count):
         at_h = at.to(tl.int64) * own_strides_d + row * own_strides_n + h * own_strides_h
         other, first, second = unit_row(own + at_h, inside, BLOCK, NORMALIZE)
-        s = tl.load(similarity + row * count + h)
+        s = tl.sum(mine * other, 0)
         logit = s * scale
         if bias is not None:
             logit += tl.load(bias + row * count + h)
@@ -252,7 +257,7 @@ def own_gradient(
         if own_grad is not None:
             back = mine
             if NORMALIZE:
-                back = back - tl.sum(back * other, 0) * other
+                back = back - s * other
             back = back * (part * scale) * first * second
             back = tl.where(second == 0, 0.0, back)
             target = own_grad + (row * count + h) * width + at
@@ -262,18 +267,33 @@ def own_gradient(
     tl.store(slope + local, moment)
 
 
-@triton.jit
-def weighted_rows(x, out, inverse, amount, padded, out_stride, first_row, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["first_row", "rows"])
+def weighted_rows(
+    x,
+    out,
+    inverse,
+    amount,
+    padded,
+    first_row,
+    rows,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Rows of x times inverse * amount, rounded once: the right factor of the keys' product."""
-    row = tl.program_id(0).to(tl.int64)
+    local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = local < rows
+    row = first_row + local
     at = tl.arange(0, BLOCK)
-    factor = tl.load(inverse + first_row + row) * tl.load(amount + first_row + row)
-    value = tl.load(x + (first_row + row) * padded + at, mask=at < padded, other=0.0)
-    value = value.to(tl.float32) * factor
-    tl.store(out + row * out_stride + at, value.to(out.dtype.element_ty), mask=at < padded)
+    within = inside[:, None] & (at < padded)[None, :]
+    factor = tl.load(inverse + row, mask=inside, other=0.0)
+    factor *= tl.load(amount + row, mask=inside, other=0.0)
+    value = tl.load(x + row[:, None] * padded + at[None, :], mask=within, other=0.0)
+    value = value.to(tl.float32) * factor[:, None]
+    target = out + local[:, None] * padded + at[None, :]
+    tl.store(target, value.to(out.dtype.element_ty), mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "rows", "width", "positives"])
 def finish(
     product,
     product_stride,
@@ -293,11 +313,13 @@ def finish(
     scale,
     out,
     first_row,
+    rows,
     width,
     padded,
     SCALE_IS_TENSOR: tl.constexpr,
     NORMALIZE: tl.constexpr,
     UNDO_IS_TENSOR: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """From the library product of some rows to their gradient.
@@ -310,48 +332,58 @@ def finish(
     entries a row, -1 pads) index y and, at the same place or through `partner_rows`, coefficients.
     Without partners a row's partner is the row of y with its own number, for rows < positives.
     """
-    local = tl.program_id(0).to(tl.int64)
+    local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row_inside = local < rows
     row = first_row + local
     at = tl.arange(0, BLOCK)
-    inside = at < width
-    r = tl.load(inverse + row)
-    total = tl.zeros((BLOCK,), tl.float32)
+    inside = row_inside[:, None] & (at < width)[None, :]
+    r = tl.load(inverse + row, mask=row_inside, other=0.0)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
     if product is not None:
         if amount is not None:
-            factor = tl.load(amount + row)
+            factor = tl.load(amount + row, mask=row_inside, other=0.0)
         else:
             if UNDO_IS_TENSOR:
                 undo = tl.load(undo)
             factor = tl.where(r == 0, 0.0, undo / tl.where(r == 0, 1.0, r))
-        total = tl.load(product + local * product_stride + at, mask=inside, other=0.0) * factor
+        given = product + local[:, None] * product_stride + at[None, :]
+        total = tl.load(given, mask=inside, other=0.0) * factor[:, None]
     if coefficients is not None:
         if partners is None:
-            if row < positives:
-                c = tl.load(coefficients + row) * tl.load(inverse_y + row)
-                other = tl.load(y + row * padded + at, mask=inside, other=0.0)
-                total += c * other.to(tl.float32)
+            paired = row_inside & (row < positives)
+            c = tl.load(coefficients + row, mask=paired, other=0.0)
+            c *= tl.load(inverse_y + row, mask=paired, other=0.0)
+            given = y + row[:, None] * padded + at[None, :]
+            other = tl.load(given, mask=inside & paired[:, None], other=0.0)
+            total += c[:, None] * other.to(tl.float32)
         else:
             if starts is not None:
-                begin = tl.load(starts + row)
-                end = tl.load(starts + row + 1)
+                begin = tl.load(starts + row, mask=row_inside, other=0)
+                end = tl.load(starts + row + 1, mask=row_inside, other=0)
             else:
                 begin = row * positives
                 end = begin + positives
-            for p in range(begin, end):
-                column = tl.load(partners + p)
+            for step in range(tl.max(end - begin, 0)):
+                p = begin + step
+                here = row_inside & (p < end)
+                column = tl.load(partners + p, mask=here, other=-1)
+                here = here & (column >= 0)
                 at_coefficient = p
                 if partner_rows is not None:
-                    at_coefficient = tl.load(partner_rows + p)
-                if column >= 0:
-                    c = tl.load(coefficients + at_coefficient) * tl.load(inverse_y + column)
-                    other = tl.load(y + column * padded + at, mask=inside, other=0.0)
-                    total += c * other.to(tl.float32)
+                    at_coefficient = tl.load(partner_rows + p, mask=here, other=0)
+                c = tl.load(coefficients + at_coefficient, mask=here, other=0.0)
+                c *= tl.load(inverse_y + column, mask=here, other=0.0)
+                given = y + column[:, None] * padded + at[None, :]
+                other = tl.load(given, mask=inside & here[:, None], other=0.0)
+                total += c[:, None] * other.to(tl.float32)
     if extra is not None:
-        total += tl.load(extra + local * width + at, mask=inside, other=0.0)
+        total += tl.load(extra + local[:, None] * width + at[None, :], mask=inside, other=0.0)
     total *= load_scale(scale, SCALE_IS_TENSOR)
     if NORMALIZE:
-        p = tl.load(rescale + row)
-        unit = tl.load(x + row * padded + at, mask=inside, other=0.0).to(tl.float32) * r
-        total -= tl.sum(total * unit, 0) * unit
-        total = tl.where(p == 0, 0.0, total * r * p)
-    tl.store(out + row * width + at, total.to(out.dtype.element_ty), mask=inside)
+        p = tl.load(rescale + row, mask=row_inside, other=0.0)
+        unit = tl.load(x + row[:, None] * padded + at[None, :], mask=inside, other=0.0)
+        unit = unit.to(tl.float32) * r[:, None]
+        total -= tl.sum(total * unit, 1)[:, None] * unit
+        total = tl.where((p == 0)[:, None], 0.0, total * r[:, None] * p[:, None])
+    target = out + local[:, None] * width + at[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=inside)

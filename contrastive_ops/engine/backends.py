@@ -21,6 +21,9 @@ class Backend(Protocol):
 
     FUSES_TWO_DIRECTIONS: bool
     """Whether `symmetric` problems that allow it are served in one pass; else they come as two."""
+    TAKES_HALF: bool
+    """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
+    else they come as float32."""
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
@@ -65,8 +68,12 @@ def backends() -> dict[str, str]:
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device: torch.device) -> str:
+def choose(
+    name: str | None, device: torch.device, dtype: torch.dtype = torch.float32
+) -> str:
     """The backend for tensors on ``device``: by name, by environment variable, or the fastest.
+
+    `triton` has no float64 products: `torch` stands in for it there.
 
     Raises ``ValueError`` when a backend that was asked for does not exist or cannot run here.
     """
@@ -75,7 +82,7 @@ def choose(name: str | None, device: torch.device) -> str:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         origin = ENVIRONMENT_VARIABLE
     if name is None:
-        return _fastest(device)
+        return _fastest(device, dtype)
     if name not in NAMES:
         raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
     status = backends()[name]
@@ -88,13 +95,13 @@ def choose(name: str | None, device: torch.device) -> str:
             "on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported"
         )
         raise ValueError(f"{origin}: 'triton' got tensors on {device}, expected them {expected}")
-    return name
+    return "torch" if name == "triton" and dtype == torch.float64 else name
 
 
-def _fastest(device: torch.device) -> str:
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         return "torch" if extension.load()[0] is None else "cpu"
-    if device.type == "cuda" and not interpreting() and _triton_status() == "ok":
+    if dtype != torch.float64 and device.type == "cuda" and not interpreting() and _triton_status() == "ok":
         return "triton"
     return "torch"
 

@@ -10,6 +10,7 @@ from . import extension
 from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 FUSES_TWO_DIRECTIONS = True
+TAKES_HALF = False
 _FORWARD, _BACKWARD, _BOTH = range(3)
 _READ = SimilarityProblem._fields.index("precision")
 """The kernel has the fields before this one; its products are float32 or exact."""

@@ -14,20 +14,17 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .. import chunked
 from ..problem import Gradients, Operands, SimilarityProblem, Wanted, Weight
 from . import gradients, passes
 from .prepared import prepare
 
+# float64 never comes here: `backends.choose` hands it to `torch`.
 FUSES_TWO_DIRECTIONS = True
-WIDENS_HALF = True
-"""float16 operands are taken as they are, and `total` returns float32 gradients for them."""
+TAKES_HALF = True
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses and the statistics (see `passes.STATE_KINDS`) of rows and columns."""
-    if operands.query.dtype == torch.float64:
-        return chunked.forward(problem, operands)
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         row_state, column_state = passes.statistics(job)
@@ -40,8 +37,6 @@ def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Ten
 def stats_shapes(
     problem: SimilarityProblem, operands: Operands
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if operands.query.dtype == torch.float64:
-        return chunked.stats_shapes(problem, operands)
     columns = operands.key.shape[0] if problem.symmetric else 0
     return (passes.STATE_KINDS, operands.query.shape[0]), (passes.STATE_KINDS, columns)
 
@@ -54,8 +49,6 @@ def backward(
     weight: Weight,
     wanted: Wanted,
 ) -> Gradients:
-    if operands.query.dtype == torch.float64:
-        return chunked.backward(problem, operands, row_stats, column_stats, weight, wanted)
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         column_state = column_stats if problem.symmetric else None
@@ -67,8 +60,6 @@ def total(
     problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients."""
-    if operands.query.dtype == torch.float64:
-        return chunked.total(problem, operands, weight, wanted)
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         wide = operands.query.dtype == torch.float16

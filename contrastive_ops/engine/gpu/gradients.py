@@ -12,7 +12,7 @@ from ...kernels import config, rows
 from ..problem import Gradients, Wanted, Weight
 from . import passes
 from .passes import Settled
-from .prepared import NORM_TARGET, Block, Job, Rows
+from .prepared import NORM_TARGET, Block, Job, Rows, row_programs
 from .products import multiply
 
 HALF_ROOM = 13
@@ -118,15 +118,16 @@ def with_kept_exponentials(
             out.finish_query(product, (begin, end), own, settled.row[1], 1.0)
         if wants_any_y:
             x = torch.empty_like(job.query.data[begin:end])
-            rows.weighted_rows[(end - begin,)](
+            grid, shape = row_programs(end - begin, job.query.padded)
+            rows.weighted_rows[grid](
                 job.query.data,
                 x,
                 job.query.inverse,
                 settled.row[1],
                 job.query.padded,
-                x.stride(0),
                 begin,
-                BLOCK=triton.next_power_of_2(job.query.padded),
+                end - begin,
+                **shape,
             )
             for b, block in enumerate(job.blocks):
                 if out.wants(block):
@@ -194,7 +195,6 @@ class _Outputs:
             own.detach(),
             *own.stride(),
             None if bias is None else bias.contiguous(),
-            similarity=job.own_similarity,
             reference=job.reference,
             offset=offset,
             amount=amount,
@@ -285,7 +285,8 @@ class _Outputs:
         """``bound`` < 0: this operand has no positives."""
         job = self.job
         other = job.key if operand is job.query else job.query
-        rows.finish[(out.shape[0],)](
+        grid, shape = row_programs(out.shape[0], operand.padded)
+        rows.finish[grid](
             product,
             0 if product is None else product.stride(0),
             amount,
@@ -303,11 +304,12 @@ class _Outputs:
             extra,
             out=out,
             first_row=begin,
+            rows=out.shape[0],
             width=operand.width,
             padded=operand.padded,
             NORMALIZE=job.problem.normalize,
             UNDO_IS_TENSOR=isinstance(undo, Tensor),
-            BLOCK=triton.next_power_of_2(operand.padded),
+            **shape,
             **job.scaling,
         )
 

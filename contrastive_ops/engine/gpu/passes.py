@@ -163,7 +163,7 @@ def _kept_tile(job: Job, block: Block) -> config.Tile:
 def measure_own(
     job: Job, row_state: Tensor, *, add: bool, begin: int = 0, end: int | None = None
 ) -> None:
-    """Statistics of some rows' own negatives, and their similarities."""
+    """Statistics of some rows' own negatives."""
     own = job.operands.own_negatives
     assert own is not None
     n, h, width = own.shape
@@ -175,7 +175,6 @@ def measure_own(
         own,
         *own.stride(),
         _own_bias(job),
-        similarity=job.own_similarity,
         state_parts=parts,
         first_row=begin,
         rows=count,

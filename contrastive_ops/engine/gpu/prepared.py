@@ -95,7 +95,6 @@ class Job:
     reference: Tensor  # (N,)
     limit: Tensor | None  # (N,)
     guide: Tensor | None  # (N, padded)
-    own_similarity: Tensor | None  # (N, H), filled by the statistics
 
     @property
     def two_way(self) -> bool:
@@ -153,7 +152,8 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
     similarity = operands.query.new_empty((n, max(positives, 1)), dtype=torch.float32)
     reference = similarity.new_empty(n)
     limit = similarity.new_empty(n) if problem.false_negative_margin < math.inf else None
-    rows.positive_similarity[(n,)](
+    grid, shape = row_programs(n, query.padded)
+    rows.positive_similarity[grid](
         query.data,
         key.data,
         query.inverse,
@@ -165,10 +165,11 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         problem.margin,
         problem.false_negative_margin if limit is not None else 0.0,
         SLACK_ULPS,
+        n,
         positives,
         query.padded,
         NORMALIZE=problem.normalize,
-        BLOCK=triton.next_power_of_2(query.padded),
+        **shape,
     )
     return Job(
         problem,
@@ -183,10 +184,14 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         reference,
         limit,
         guide,
-        None
-        if operands.own_negatives is None
-        else similarity.new_empty(operands.own_negatives.shape[:2]),
     )
+
+
+def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block shape of a row-wise kernel: 16 KiB of float32 a program, at least one row."""
+    block = triton.next_power_of_2(padded)
+    height = 16 if interpreted() else max(1, min(16, 4096 // block))
+    return (triton.cdiv(count, height),), {"ROWS": height, "BLOCK": block}
 
 
 def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
@@ -195,18 +200,20 @@ def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
     padded = triton.cdiv(x.shape[1], block) * block
     data = x.new_empty((x.shape[0], padded))
     inverse, rescale = x.new_empty((2, x.shape[0]), dtype=torch.float32)
-    rows.prepare[(x.shape[0],)](
+    grid, shape = row_programs(x.shape[0], padded)
+    rows.prepare[grid](
         x,
         x.stride(0),
         x.stride(1),
         data,
         inverse,
         rescale,
+        x.shape[0],
         x.shape[1],
         padded,
         NORMALIZE=problem.normalize,
         TARGET=NORM_TARGET.get(x.dtype, 0),
-        BLOCK=triton.next_power_of_2(padded),
+        **shape,
     )
     return Rows(x, data, inverse, rescale)
 
