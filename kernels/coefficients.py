@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .rows import LOG2E, load_scale
 from .statistics import RUN_TIME
-from .tile import above_guide, is_bounded, left_out, log_weight, place, product
+from .tile import above_guide, is_bounded, place, product, screened, store_tile
 
 
 @triton.jit(do_not_specialize=[*RUN_TIME, "column_begin"])
@@ -72,8 +72,9 @@ def coefficients(
     sum of coefficient * (similarity - reference), by tile. `factor` scales z.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
-    if CHECK and is_bounded(scale, log2_count, RANGE) != BOUNDED:
-        return
+    if CHECK:
+        if is_bounded(scale, log2_count, RANGE) != BOUNDED:
+            return
     width = column_end - column_begin
     tile_m, tile_n = place(row_end - row_begin, width, BLOCK_M, BLOCK_N, GROUP)
     row = row_begin + tile_m * BLOCK_M
@@ -82,43 +83,22 @@ def coefficients(
     columns = column + tl.arange(0, BLOCK_N)
     row_inside = rows < row_end
     column_inside = columns < column_end
-    plain: tl.constexpr = index is None and row_ids is None and guide_x is None and limit is None
-    touched = True
-    if plain:
-        touched = (row + BLOCK_M > row_end) | (column + BLOCK_N > column_end)
-        if DIAGONAL:
-            touched |= (row < column + BLOCK_N) & (column < row + BLOCK_M)
-    else:
-        out = left_out(
+    if guide_x is not None:
+        near = above_guide(
+            guide_x,
+            guide_y,
+            guide_threshold,
             rows,
-            columns,
+            row,
+            column,
             row_end,
             column_end,
-            index,
-            positives,
-            row_ids,
-            column_ids,
-            ids,
-            row_count,
-            column_count,
-            DIAGONAL,
+            guide_depth,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            GUIDE_PRECISION,
         )
-        if guide_x is not None:
-            out |= above_guide(
-                guide_x,
-                guide_y,
-                guide_threshold,
-                rows,
-                row,
-                column,
-                row_end,
-                column_end,
-                guide_depth,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-                GUIDE_PRECISION,
-            )
     total = product(
         x,
         y,
@@ -136,29 +116,28 @@ def coefficients(
     rx = tl.load(inverse_x + rows, mask=row_inside, other=0.0)
     ry = tl.load(inverse_y + columns, mask=column_inside, other=0.0)
     logit = total * (rx * (scale * LOG2E))[:, None] * ry[None, :]
-    if bias is not None or HAS_GROUP:
-        logit += LOG2E * log_weight(
-            rows, columns, column_end, bias, group, group_log_weight, HAS_GROUP
-        )
-    if plain:
-        if touched:
-            out = left_out(
-                rows,
-                columns,
-                row_end,
-                column_end,
-                None,
-                positives,
-                None,
-                None,
-                ids,
-                row_count,
-                column_count,
-                DIAGONAL,
-            )
-            logit = tl.where(out, -float("inf"), logit)
-    else:
-        logit = tl.where(out, -float("inf"), logit)
+    if bias is not None:
+        logit += LOG2E * tl.load(bias + columns, mask=column_inside, other=0.0)[None, :]
+    if HAS_GROUP:
+        mine = (columns // group)[None, :] == rows[:, None]
+        logit = tl.where(mine, logit + group_log_weight * LOG2E, logit)
+    logit = screened(
+        logit,
+        rows,
+        columns,
+        row_end,
+        column_end,
+        index,
+        positives,
+        row_ids,
+        column_ids,
+        ids,
+        row_count,
+        column_count,
+        DIAGONAL,
+    )
+    if guide_x is not None:
+        logit = tl.where(near, -float("inf"), logit)
 
     m = tl.load(row_offset + rows, mask=row_inside, other=0.0)
     a = tl.load(row_amount + rows, mask=row_inside, other=0.0)
@@ -177,9 +156,12 @@ def coefficients(
     if both:
         n = tl.load(column_offset + columns, mask=column_inside, other=0.0)
         b = tl.load(column_amount + columns, mask=column_inside, other=0.0)
+    if FACTOR_IS_TENSOR:
+        factor = tl.load(factor)
+    scaled_rx = rx * factor
     e = tl.exp2(logit - m[:, None])
     if merged:
-        part = e * (a[:, None] + b[None, :])
+        part = e * ((a * scaled_rx)[:, None] * ry[None, :] + scaled_rx[:, None] * (b * ry)[None, :])
     else:
         part = e * a[:, None]
         if row_even is not None:
@@ -207,10 +189,11 @@ def coefficients(
         lever = tl.where(row_inside[:, None] & column_inside[None, :], lever, 0.0)
         at_slope = tile_m.to(tl.int64) * tl.cdiv(width, BLOCK_N) + tile_n
         tl.store(slope + at_slope, tl.sum(tl.sum(lever, 1), 0))
-    if both and not merged:
-        part += back
-    if FACTOR_IS_TENSOR:
-        factor = tl.load(factor)
-    part = part * (rx * factor)[:, None] * ry[None, :]
-    at = z + (rows - row_begin).to(tl.int64)[:, None] * z_stride + (columns - column_begin)[None, :]
-    tl.store(at, part.to(z.dtype.element_ty), mask=row_inside[:, None] & column_inside[None, :])
+    if not merged:
+        if both:
+            part += back
+        part = part * scaled_rx[:, None] * ry[None, :]
+    height = row_end - row_begin
+    top = row - row_begin
+    left = column - column_begin
+    store_tile(z, part, top, left, height, width, z_stride, BLOCK_M, BLOCK_N, BULK)

@@ -52,8 +52,9 @@ def close(
     """state (4, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
     log-sum-exp, logits kept, their sum, moment. RUNNING adds to what is there. CHECK: see
     `statistics`."""
-    if CHECK and is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
-        return
+    if CHECK:
+        if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
+            return
     local = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = local < count
     stride = count.to(tl.int64)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-ROLES = ("bounded", "maxima", "two-exponentials", "guided")
+ROLES = ("plain", "levered", "maxima", "screened", "guided")
 """What the epilogue does, which decides how large a tile fits:
 
-bounded: one exponential an element, no maxima (also: one offset a row that is known before).
-maxima: the largest logit of each row, or of each row and column, of the tile comes first.
-two-exponentials: each direction has its own.
+plain: one exponential an element, no maxima (also: one offset a row that is known before).
+levered: besides, each exponential times its similarity, for the temperature's gradient.
+maxima: the largest logit of each row, or of each row and column, comes first; or each direction
+    has its own exponential.
+screened: ids, positives by index, margins or smoothing; or maxima and levered together.
 guided: a second product, of a guide's embeddings, in the same tile.
 """
 
@@ -127,17 +129,21 @@ def chunk_unit(interpreted: bool) -> int:
 
 
 _TABLE: dict[tuple[str, str, str], Tile] = {
-    # Hopper, 16-bit. 128 x 256 moves a quarter less through L2 than 128 x 128, which otherwise
-    # starves the tensor cores at small widths; 8 warps hold its 128 accumulators each.
-    ("sm_90", "16", "bounded"): Tile(128, 256, 64, 8, 3, bulk=True),
+    # Hopper and later, 16-bit. 32 K elements a tile move a quarter less through L2 than 16 K,
+    # which otherwise starves the tensor cores at small widths. Tall, not wide: a thread holds few
+    # of a tile's rows and all of a warp's columns, whose norms and offsets are registers, too
+    # (128 x 256 spills 1.6 KB in `coefficients`, 256 x 128 nothing).
+    ("sm_90", "16", "plain"): Tile(256, 128, 64, 8, 3, bulk=True),
+    ("sm_90", "16", "levered"): Tile(128, 128, 64, 8, 4, bulk=True),
     # Maxima of rows and columns keep the logits alive while two exponentials are taken.
     ("sm_90", "16", "maxima"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_90", "16", "two-exponentials"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_90", "16", "guided"): Tile(64, 128, 64, 8, 3, bulk=True),
-    ("sm_100", "16", "bounded"): Tile(128, 256, 64, 8, 3, bulk=True),
+    ("sm_90", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
+    ("sm_90", "16", "guided"): Tile(64, 64, 64, 4, 3, bulk=True),
+    ("sm_100", "16", "plain"): Tile(128, 128, 64, 8, 4, bulk=True),
+    ("sm_100", "16", "levered"): Tile(128, 128, 64, 8, 4, bulk=True),
     ("sm_100", "16", "maxima"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_100", "16", "two-exponentials"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_100", "16", "guided"): Tile(64, 128, 64, 8, 3, bulk=True),
+    ("sm_100", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
+    ("sm_100", "16", "guided"): Tile(64, 64, 64, 8, 3, bulk=True),
 }
 
 
@@ -158,9 +164,9 @@ def analytic(architecture: Architecture, role: str, itemsize: int, precision: st
 
     Without tensor cores (ieee) a tile's product lives in registers with its operands: smaller.
     """
-    most = {"bounded": 128, "maxima": 64, "two-exponentials": 64, "guided": 32}[role]
-    if itemsize == 4:
-        most = min(most, 64 if precision == "tf32" else 32)
+    most = {"plain": 64, "levered": 64, "maxima": 64, "screened": 32, "guided": 16}[role]
+    if itemsize == 4 and precision != "tf32":
+        most = min(most, 32)
     depth = 128 // itemsize if itemsize == 2 else 32
     candidates = [
         Tile(m, n, k, warps, stages, bulk=architecture.bulk and itemsize == 2)

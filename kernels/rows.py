@@ -373,9 +373,9 @@ def finish(
                     at_coefficient = tl.load(partner_rows + p, mask=here, other=0)
                 c = tl.load(coefficients + at_coefficient, mask=here, other=0.0)
                 c *= tl.load(inverse_y + column, mask=here, other=0.0)
-                given = y + column[:, None] * padded + at[None, :]
-                other = tl.load(given, mask=inside & here[:, None], other=0.0)
-                total += c[:, None] * other.to(tl.float32)
+                at_row = y + column[:, None] * padded + at[None, :]
+                row_of_y = tl.load(at_row, mask=inside & here[:, None], other=0.0)
+                total += c[:, None] * row_of_y.to(tl.float32)
     if extra is not None:
         total += tl.load(extra + local[:, None] * width + at[None, :], mask=inside, other=0.0)
     total *= load_scale(scale, SCALE_IS_TENSOR)

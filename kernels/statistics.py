@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .rows import LOG2E, load_scale
-from .tile import above_guide, is_bounded, left_out, log_weight, place, product
+from .tile import above_guide, is_bounded, place, product, screened, store_tile
 
 RUN_TIME = [
     "row_begin",
@@ -79,8 +79,9 @@ def statistics(
     2**(logit - offset) times the column's inverse norm.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
-    if CHECK and is_bounded(scale, log2_count, RANGE) != BOUNDED:
-        return
+    if CHECK:
+        if is_bounded(scale, log2_count, RANGE) != BOUNDED:
+            return
     tile_m, tile_n = place(row_end - row_begin, column_end, BLOCK_M, BLOCK_N, GROUP)
     row = row_begin + tile_m * BLOCK_M
     column = tile_n * BLOCK_N
@@ -88,43 +89,22 @@ def statistics(
     columns = column + tl.arange(0, BLOCK_N)
     row_inside = rows < row_end
     column_inside = columns < column_end
-    plain: tl.constexpr = index is None and row_ids is None and guide_x is None and limit is None
-    touched = True
-    if plain:
-        touched = (row + BLOCK_M > row_end) | (column + BLOCK_N > column_end)
-        if DIAGONAL:
-            touched |= (row < column + BLOCK_N) & (column < row + BLOCK_M)
-    else:
-        out = left_out(
+    if guide_x is not None:
+        near = above_guide(
+            guide_x,
+            guide_y,
+            guide_threshold,
             rows,
-            columns,
+            row,
+            column,
             row_end,
             column_end,
-            index,
-            positives,
-            row_ids,
-            column_ids,
-            ids,
-            row_count,
-            column_count,
-            DIAGONAL,
+            guide_depth,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            GUIDE_PRECISION,
         )
-        if guide_x is not None:
-            out |= above_guide(
-                guide_x,
-                guide_y,
-                guide_threshold,
-                rows,
-                row,
-                column,
-                row_end,
-                column_end,
-                guide_depth,
-                BLOCK_M,
-                BLOCK_N,
-                BLOCK_K,
-                GUIDE_PRECISION,
-            )
     total = product(
         x,
         y,
@@ -141,30 +121,36 @@ def statistics(
     )
     rx = tl.load(inverse_x + rows, mask=row_inside, other=0.0)
     ry = tl.load(inverse_y + columns, mask=column_inside, other=0.0)
-    logit = total * (rx * (scale * LOG2E))[:, None] * ry[None, :]
-    if bias is not None or HAS_GROUP:
-        logit += LOG2E * log_weight(
-            rows, columns, column_end, bias, group, group_log_weight, HAS_GROUP
-        )
-    if plain:
-        if touched:
-            out = left_out(
-                rows,
-                columns,
-                row_end,
-                column_end,
-                None,
-                positives,
-                None,
-                None,
-                ids,
-                row_count,
-                column_count,
-                DIAGONAL,
-            )
-            logit = tl.where(out, -float("inf"), logit)
-    else:
-        logit = tl.where(out, -float("inf"), logit)
+    # Edges and the static offset come with the addition that the logit ends with anyway.
+    shift = 0.0
+    if BOUNDED:
+        shift = offset
+    last = tl.where(column_inside, -shift, -float("inf"))
+    if bias is not None:
+        last += LOG2E * tl.load(bias + columns, mask=column_inside, other=0.0)
+    logit = total * (rx * (scale * LOG2E))[:, None] * ry[None, :] + last[None, :]
+    if column_parts is not None:
+        logit += tl.where(row_inside, 0.0, -float("inf"))[:, None]
+    if HAS_GROUP:
+        mine = (columns // group)[None, :] == rows[:, None]
+        logit = tl.where(mine, logit + group_log_weight * LOG2E, logit)
+    logit = screened(
+        logit,
+        rows,
+        columns,
+        row_end,
+        column_end,
+        index,
+        positives,
+        row_ids,
+        column_ids,
+        ids,
+        row_count,
+        column_count,
+        DIAGONAL,
+    )
+    if guide_x is not None:
+        logit = tl.where(near, -float("inf"), logit)
     column_logit = logit
     if limit is not None:
         similarity = total * rx[:, None] * ry[None, :]
@@ -179,7 +165,7 @@ def statistics(
     plane = tl.cdiv(column_end, BLOCK_N).to(tl.int64) * local_count
     row_at = row_parts + tile_n.to(tl.int64) * local_count + (rows - row_begin)
     if BOUNDED:
-        e = tl.exp2(logit - offset)
+        e = tl.exp2(logit)
         tl.store(row_at, tl.sum(e, 1), mask=row_inside)
     else:
         top = tl.ceil(tl.max(logit, 1))
@@ -189,23 +175,26 @@ def statistics(
         tl.store(row_at + plane, top, mask=row_inside)
     if SMOOTHING:
         keep = logit != -float("inf")
-        tl.store(row_at + 2 * plane, tl.sum(keep.to(tl.float32), 1), mask=row_inside)
-        natural = tl.sum(tl.where(keep, logit, 0.0), 1) * (1.0 / LOG2E)
+        kept_count = tl.sum(keep.to(tl.float32), 1)
+        tl.store(row_at + 2 * plane, kept_count, mask=row_inside)
+        natural = (tl.sum(tl.where(keep, logit, 0.0), 1) + kept_count * shift) * (1.0 / LOG2E)
         tl.store(row_at + 3 * plane, natural, mask=row_inside)
     if MOMENT:
         ref = tl.load(reference + rows, mask=row_inside, other=0.0)
         away = total * rx[:, None] * ry[None, :] - ref[:, None]
         tl.store(row_at + 4 * plane, tl.sum(e * away, 1), mask=row_inside)
     if kept is not None:
-        at = kept + (rows - row_begin).to(tl.int64)[:, None] * kept_stride + columns[None, :]
-        value = (e * ry[None, :]).to(kept.dtype.element_ty)
-        tl.store(at, value, mask=row_inside[:, None] & column_inside[None, :])
+        value = e * ry[None, :]
+        top = row - row_begin
+        store_tile(
+            kept, value, top, column, local_count, column_end, kept_stride, BLOCK_M, BLOCK_N, BULK
+        )
     if column_parts is not None:
         plane = tl.cdiv(local_count, BLOCK_M).to(tl.int64) * column_count
         column_at = column_parts + tile_m.to(tl.int64) * column_count + columns
         if BOUNDED:
             if limit is not None:
-                e = tl.exp2(column_logit - offset)
+                e = tl.exp2(column_logit)
             tl.store(column_at, tl.sum(e, 0), mask=column_inside)
         else:
             top = tl.ceil(tl.max(column_logit, 0))
@@ -215,6 +204,8 @@ def statistics(
             tl.store(column_at + plane, top, mask=column_inside)
         if SMOOTHING:
             keep = column_logit != -float("inf")
-            tl.store(column_at + 2 * plane, tl.sum(keep.to(tl.float32), 0), mask=column_inside)
-            natural = tl.sum(tl.where(keep, column_logit, 0.0), 0) * (1.0 / LOG2E)
+            kept_count = tl.sum(keep.to(tl.float32), 0)
+            tl.store(column_at + 2 * plane, kept_count, mask=column_inside)
+            natural = tl.sum(tl.where(keep, column_logit, 0.0), 0) + kept_count * shift
+            natural *= 1.0 / LOG2E
             tl.store(column_at + 3 * plane, natural, mask=column_inside)

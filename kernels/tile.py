@@ -1,4 +1,7 @@
-"""The logits of one tile: its product, and which of its pairs count."""
+"""The logits of one tile: its product, and which of its pairs count.
+
+No run-time branch around a whole tile: what it saves in masks the compiler pays back in registers.
+"""
 
 import triton
 import triton.language as tl
@@ -23,10 +26,36 @@ def load_rows(
 ):
     """(ROWS, DEPTH) of x from row `first`; what is past the end holds anything."""
     if BULK:
-        return x.load([first, k])
-    # Clamped, not masked: a masked copy to shared memory is a slower one.
-    rows = tl.minimum(first + tl.arange(0, ROWS), end - 1).to(tl.int64)
-    return tl.load(x + rows[:, None] * stride + (k + tl.arange(0, DEPTH))[None, :])
+        tile = x.load([first, k])
+    else:
+        # Clamped, not masked: a masked copy to shared memory is a slower one.
+        rows = tl.minimum(first + tl.arange(0, ROWS), end - 1).to(tl.int64)
+        tile = tl.load(x + rows[:, None] * stride + (k + tl.arange(0, DEPTH))[None, :])
+    return tile
+
+
+@triton.jit
+def store_tile(
+    target,
+    value,
+    row,
+    column,
+    height,
+    width,
+    stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BULK: tl.constexpr,
+):
+    """A tile into a buffer of height x width, clipped; a bulk store needs no masks or pointers."""
+    if BULK:
+        target.store([row, column], value.to(target.dtype))
+    else:
+        rows = row + tl.arange(0, ROWS)
+        columns = column + tl.arange(0, COLUMNS)
+        at = target + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        inside = (rows < height)[:, None] & (columns < width)[None, :]
+        tl.store(at, value.to(target.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -57,7 +86,8 @@ def product(
 
 
 @triton.jit
-def left_out(
+def screened(
+    logit,
     rows,
     columns,
     row_end,
@@ -71,22 +101,25 @@ def left_out(
     column_count,
     DIAGONAL: tl.constexpr,
 ):
-    """(BLOCK_M, BLOCK_N) bool: beyond the edge, a positive, or of an equal id."""
-    out = (rows >= row_end)[:, None] | (columns >= column_end)[None, :]
+    """The logits with -inf at positives and where ids are equal.
+
+    One condition after another: together they would be one more tile of registers.
+    """
     if DIAGONAL:
-        out |= rows[:, None] == columns[None, :]
+        logit = tl.where(rows[:, None] == columns[None, :], -float("inf"), logit)
     row_inside = rows < row_end
     if index is not None:
         for p in range(positives):
             at = index + rows.to(tl.int64) * positives + p
-            out |= tl.load(at, mask=row_inside, other=-1)[:, None] == columns[None, :]
+            mine = tl.load(at, mask=row_inside, other=-1)
+            logit = tl.where(mine[:, None] == columns[None, :], -float("inf"), logit)
     if row_ids is not None:
         for kind in range(ids):
             mine = tl.load(row_ids + kind * row_count + rows, mask=row_inside, other=0)
             at = column_ids + kind * column_count + columns
             theirs = tl.load(at, mask=columns < column_end, other=0)
-            out |= mine[:, None] == theirs[None, :]
-    return out
+            logit = tl.where(mine[:, None] == theirs[None, :], -float("inf"), logit)
+    return logit
 
 
 @triton.jit
@@ -122,18 +155,6 @@ def above_guide(
     )
     bound = tl.load(threshold + rows, mask=rows < row_end, other=0.0)
     return cosine > bound[:, None]
-
-
-@triton.jit
-def log_weight(rows, columns, column_end, bias, group, group_log_weight, HAS_GROUP: tl.constexpr):
-    """What is added to the tile's logits, in natural units; (1 or BLOCK_M, BLOCK_N)."""
-    weight = tl.zeros((1, columns.shape[0]), tl.float32)
-    if bias is not None:
-        weight += tl.load(bias + columns, mask=columns < column_end, other=0.0)[None, :]
-    if HAS_GROUP:
-        mine = (columns // group)[None, :] == rows[:, None]
-        weight = tl.where(mine, weight + group_log_weight, weight)
-    return weight
 
 
 @triton.jit

@@ -34,30 +34,42 @@ class Settled:
     slope: Tensor | None = None
 
 
-def variants(job: Job, block: Block, role: str) -> list[tuple[bool, bool, config.Tile]]:
+def variants(
+    job: Job, block: Block, *, levered: bool, one_offset: bool = False
+) -> list[tuple[bool, bool, config.Tile]]:
     """(bounded, check, tile) of the launches that together serve whatever the temperature is.
 
-    ``role`` is what the unbounded variant does. Where only the device knows the temperature both
-    are launched and one returns at once; small problems take the one that always works.
+    Where only the device knows the temperature both variants are launched and one returns at once;
+    small problems take the one that always works. ``one_offset``: the bounded one serves anyway.
     """
-    bounded = job.may_be_bounded(block)
+    bounded = True if one_offset else job.may_be_bounded(block)
     if bounded is None and job.query.count * block.rows.count <= 1 << 20:
         bounded = False
     choices = [True, False] if bounded is None else [bounded]
-    return [(b, bounded is None, _tile(job, block, "bounded" if b else role)) for b in choices]
+    return [(b, bounded is None, _tile(job, block, b, levered)) for b in choices]
 
 
-def _tile(job: Job, block: Block, role: str) -> config.Tile:
-    if block.guide is not None:
-        role = "guided"
+def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
     data = job.query.data
     return config.tile_for(
         architecture(data.device),
-        role,
+        _role(job, block, bounded, levered),
         data.element_size(),
         job.problem.precision,
         interpreted(),
     )
+
+
+def _role(job: Job, block: Block, bounded: bool, levered: bool) -> str:
+    if block.guide is not None:
+        return "guided"
+    by_pair = block.ids is not None or (block.in_batch and job.index is not None)
+    by_value = job.problem.label_smoothing > 0 or (block.in_batch and job.limit is not None)
+    if by_pair or by_value or (levered and not bounded):
+        return "screened"
+    if levered:
+        return "levered"
+    return "plain" if bounded else "maxima"
 
 
 def statistics(job: Job) -> tuple[Tensor, Tensor | None]:
@@ -86,7 +98,7 @@ def empty_state(job: Job, count: int) -> Tensor:
 
 def _stripes(job: Job, block: Block, columns: bool) -> Iterator[tuple[int, int]]:
     """Rows at a time, so that the partials fit the workspace."""
-    tiles = [tile for *_, tile in variants(job, block, "maxima")]
+    tiles = [tile for *_, tile in variants(job, block, levered=False)]
     side = max(tile.block_m for tile in tiles)
     m = block.rows.count
     width = min(tile.block_n for tile in tiles)
@@ -113,18 +125,19 @@ def measure(
     smoothing = job.problem.label_smoothing > 0
     planes = 5 if moment else 4 if smoothing else 2
     count, m = end - begin, block.rows.count
-    runs = variants(job, block, "maxima") if kept is None else [(True, False, _kept_tile(job, block))]
+    runs = variants(job, block, levered=moment, one_offset=kept is not None)
     for bounded, check, tile in runs:
         tiles_m, tiles_n = triton.cdiv(count, tile.block_m), triton.cdiv(m, tile.block_n)
         parts = torch.empty((planes, tiles_n, count), dtype=torch.float32, device=row_state.device)
         column_parts = None
         if column_state is not None:
             column_parts = parts.new_empty((planes, tiles_m, m))
+        arguments = _tile_arguments(job, block, tile)
         statistics_kernel.statistics[(tiles_m * tiles_n,)](
-            **_tile_arguments(job, block, tile),
+            **arguments,
             row_parts=parts,
             column_parts=column_parts,
-            kept=kept,
+            kept=_target(kept, arguments, tile),
             offset=float(job.offset),
             row_begin=begin,
             row_end=end,
@@ -156,10 +169,6 @@ def measure(
             )  # fmt: skip
 
 
-def _kept_tile(job: Job, block: Block) -> config.Tile:
-    return _tile(job, block, "bounded")
-
-
 def measure_own(
     job: Job, row_state: Tensor, *, add: bool, begin: int = 0, end: int | None = None
 ) -> None:
@@ -183,6 +192,7 @@ def measure_own(
         padded=job.query.padded,
         NORMALIZE=job.problem.normalize,
         BLOCK=triton.next_power_of_2(job.query.padded),
+        num_warps=8,
         **job.scaling,
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](
@@ -295,7 +305,7 @@ def write_coefficients(
     column = settled.column if both and settled.column is not None else (None,) * 3
     height, width = row_range[1] - row_range[0], column_range[1] - column_range[0]
     # One way, the offset is the row's, known before: never two exponentials, never a maximum.
-    runs = variants(job, block, "two-exponentials") if both else [(True, False, _kept_tile(job, block))]
+    runs = variants(job, block, levered=slope, one_offset=not both)
     parts = None
     if slope:
         tile = min((tile for *_, tile in runs), key=lambda t: t.block_m * t.block_n)
@@ -303,8 +313,9 @@ def write_coefficients(
         parts = torch.zeros(most, dtype=torch.float32, device=z.device)
     for bounded, check, tile in runs:
         grid = (triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n),)
+        arguments = _tile_arguments(job, block, tile)
         coefficients_kernel.coefficients[grid](
-            **_tile_arguments(job, block, tile),
+            **arguments,
             row_offset=settled.row[0],
             row_amount=settled.row[1],
             row_even=settled.row[2],
@@ -312,7 +323,7 @@ def write_coefficients(
             column_amount=column[1],
             column_even=column[2],
             factor=factor,
-            z=z,
+            z=_target(z, arguments, tile),
             slope=parts,
             row_begin=row_range[0],
             row_end=row_range[1],
@@ -361,8 +372,8 @@ def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]
         "DIAGONAL": block.in_batch and job.index is None and job.positives > 0,
         "HAS_GROUP": not block.in_batch and problem.group_log_weight != 0,
         "RANGE": config.RANGE,
-        "PRECISION": _precision(problem.precision if single else "ieee"),
-        "GUIDE_PRECISION": _precision(problem.precision if single else "tf32x3"),
+        "PRECISION": _precision(problem.precision if single else "ieee", x.device),
+        "GUIDE_PRECISION": _precision(problem.precision if single else "tf32x3", x.device),
         "BULK": bulk,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
@@ -373,12 +384,22 @@ def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]
     }
 
 
-def _precision(name: str) -> str:
-    return "interpreted" if interpreted() else name
+def _precision(name: str, device: torch.device) -> str:
+    if interpreted():
+        return "interpreted"
+    # AMD's matrix cores multiply float32 as it is, faster than three products of its parts.
+    return "ieee" if name == "tf32x3" and architecture(device).name.startswith("gfx") else name
 
 
 BULK_IN_THE_INTERPRETER = False
 """Tests set it to run the kernels' loads through tensor descriptors."""
+
+
+def _target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> Any:
+    """Where tiles are stored: as a descriptor for bulk stores."""
+    if z is None or not arguments["BULK"]:
+        return z
+    return _descriptor(z, tile.block_m, tile.block_n)
 
 
 def _descriptor(x: Tensor, height: int, depth: int) -> Any:
