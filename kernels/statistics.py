@@ -122,10 +122,10 @@ def statistics(
     rx = tl.load(inverse_x + rows, mask=row_inside, other=0.0)
     ry = tl.load(inverse_y + columns, mask=column_inside, other=0.0)
     # Edges and the static offset come with the addition that the logit ends with anyway.
-    shift = 0.0
+    static = 0.0
     if BOUNDED:
-        shift = offset
-    last = tl.where(column_inside, -shift, -float("inf"))
+        static = offset
+    last = tl.where(column_inside, -static, -float("inf"))
     if bias is not None:
         last += LOG2E * tl.load(bias + columns, mask=column_inside, other=0.0)
     logit = total * (rx * (scale * LOG2E))[:, None] * ry[None, :] + last[None, :]
@@ -177,7 +177,7 @@ def statistics(
         keep = logit != -float("inf")
         kept_count = tl.sum(keep.to(tl.float32), 1)
         tl.store(row_at + 2 * plane, kept_count, mask=row_inside)
-        natural = (tl.sum(tl.where(keep, logit, 0.0), 1) + kept_count * shift) * (1.0 / LOG2E)
+        natural = (tl.sum(tl.where(keep, logit, 0.0), 1) + kept_count * static) * (1.0 / LOG2E)
         tl.store(row_at + 3 * plane, natural, mask=row_inside)
     if MOMENT:
         ref = tl.load(reference + rows, mask=row_inside, other=0.0)
@@ -206,6 +206,6 @@ def statistics(
             keep = column_logit != -float("inf")
             kept_count = tl.sum(keep.to(tl.float32), 0)
             tl.store(column_at + 2 * plane, kept_count, mask=column_inside)
-            natural = tl.sum(tl.where(keep, column_logit, 0.0), 0) + kept_count * shift
+            natural = tl.sum(tl.where(keep, column_logit, 0.0), 0) + kept_count * static
             natural *= 1.0 / LOG2E
             tl.store(column_at + 3 * plane, natural, mask=column_inside)
