@@ -148,7 +148,9 @@ def run(deadline: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
             try:
                 ready[name] = loss, _facts(loss, rows, exact)
             except Exception as error:
-                entries.append(_entry(case, name) | {"failed": f"{type(error).__name__}: {error}"[:300]})
+                entries.append(
+                    _entry(case, name) | {"failed": f"{type(error).__name__}: {error}"[:300]}
+                )
             torch.cuda.empty_cache()
         times = _interleaved({name: loss for name, (loss, _) in ready.items()}, rows, flush, case)
         for name, (_, facts) in ready.items():
@@ -160,7 +162,10 @@ def run(deadline: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
                 | {"hot_seconds": hot, "cold_seconds": cold, "useful_tflops": tera}
             )
             extra = facts["extra_bytes"] / 2**20
-            say(f"{case}: {name}: {hot * 1e3:.3f} ms hot, {cold * 1e3:.3f} cold, {tera:.0f} TFLOP/s, {extra:.0f} MiB")
+            say(
+                f"{case}: {name}: {hot * 1e3:.3f} ms hot, {cold * 1e3:.3f} cold, "
+                f"{tera:.0f} TFLOP/s, {extra:.0f} MiB"
+            )
     return entries
 
 
@@ -176,7 +181,9 @@ def _step(loss: Callable[..., Tensor], rows: list[Tensor]) -> Tensor:
     return value
 
 
-def _facts(loss: Callable[..., Tensor], rows: list[Tensor], exact: list[Tensor] | None) -> dict[str, Any]:
+def _facts(
+    loss: Callable[..., Tensor], rows: list[Tensor], exact: list[Tensor] | None
+) -> dict[str, Any]:
     """Memory beyond operands and gradients, and errors against float64."""
     _step(loss, rows)
     torch.cuda.synchronize()
@@ -203,7 +210,7 @@ def _facts(loss: Callable[..., Tensor], rows: list[Tensor], exact: list[Tensor] 
 
 def _exact(case: Case, rows: list[Tensor]) -> list[Tensor]:
     wide = [x.detach().double().requires_grad_() for x in rows]
-    loss = _dense(*wide, case.symmetric)
+    loss = _dense(wide[0], wide[1], case.symmetric)
     loss.backward()
     return [loss.detach(), *(x.grad for x in wide if x.grad is not None)]
 

@@ -26,7 +26,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from contrastive_ops.engine.problem import Operands, SimilarityProblem
-from contrastive_ops.kernels import config
 from contrastive_ops.training.atomic import write_json
 
 from . import gpu_plan
@@ -172,11 +171,17 @@ def report(architecture: str, dtype: str, precision: str, quick: bool) -> list[d
                     facts = compiled(step, architecture)
                     seen[key] = facts | {"faults": faults(step, facts, plan)}
                 spent = gpu_plan.seconds(plan, step, seen[key])
-                entry = kernels.setdefault(key, {"kernel": step.name, **_described(step, plan, seen[key])})
+                entry = kernels.setdefault(
+                    key, {"kernel": step.name, **_described(step, plan, seen[key])}
+                )
             entry["launches"] = entry.get("launches", 0) + 1
             entry["seconds"] = entry.get("seconds", 0.0) + spent
             # Of two variants that look at the temperature, one returns at once.
-            unused = isinstance(step, Launch) and step.arguments.get("CHECK") and not step.arguments.get("BOUNDED", True)
+            unused = (
+                isinstance(step, Launch)
+                and step.arguments.get("CHECK")
+                and not step.arguments.get("BOUNDED", True)
+            )
             total += 0.0 if unused else spent
         flops = gpu_plan.useful_flops(problem, operands)
         bound = flops / gpu_plan.rate(plan.architecture, operands.query.element_size(), precision)
@@ -204,7 +209,13 @@ def _described(launch: Launch, plan: Plan, facts: dict[str, Any]) -> dict[str, A
     )
     if launch.name in gpu_plan.OTHER_OPERATIONS:
         a = launch.arguments
-        told["tile"] = [a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], warps, launch.options["num_stages"]]
+        told["tile"] = [
+            a["BLOCK_M"],
+            a["BLOCK_N"],
+            a["BLOCK_K"],
+            warps,
+            launch.options["num_stages"],
+        ]
         told["bounded"] = a["BOUNDED"]
     return told
 
@@ -214,17 +225,20 @@ def render(entries: list[dict[str, Any]]) -> str:
     lines = []
     for entry in entries:
         lines.append(
-            f"\n{entry['architecture']}  {entry['dtype']} {entry['precision']}  {entry['problem']}, "
+            f"\n{entry['architecture']}  {entry['dtype']} {entry['precision']}  "
+            f"{entry['problem']}, "
             f"{entry['shape'][0]} x {entry['shape'][1]}: {entry['predicted_seconds'] * 1e3:.1f} ms "
             f"predicted, {entry['roofline_seconds'] * 1e3:.1f} ms at the roofline, "
             f"{entry['predicted_tflops']:.0f} TFLOP/s useful"
         )
         for kernel in entry["kernels"]:
-            text = f"  {kernel['kernel']:<20} x{kernel['launches']:<4} {kernel['seconds'] * 1e3:8.2f} ms"
+            spent = kernel["seconds"] * 1e3
+            text = f"  {kernel['kernel']:<20} x{kernel['launches']:<4} {spent:8.2f} ms"
             if "registers" in kernel:
                 text += (
                     f"  {kernel['registers']:>3} registers, {kernel['shared']:>6} B shared, "
-                    f"{kernel['spills']} spilled, {kernel['matrix']} matrix, {kernel['bulk']} bulk, "
+                    f"{kernel['spills']} spilled, {kernel['matrix']} matrix, "
+                    f"{kernel['bulk']} bulk, "
                     f"{kernel['blocks per multiprocessor']} resident"
                 )
             if "tile" in kernel:

@@ -199,7 +199,9 @@ def seconds(plan: Plan, step: Launch | Product, resources: dict[str, Any] | None
     a = step.arguments
     x = a["x"] if isinstance(a["x"], Tensor) else a["x"].base
     m, n, depth = a["BLOCK_M"], a["BLOCK_N"], a["depth"]
-    product = 2.0 * m * n * depth * chip.multiprocessors / rate(chip, x.element_size(), plan.precision)
+    product = (
+        2.0 * m * n * depth * chip.multiprocessors / rate(chip, x.element_size(), plan.precision)
+    )
     traffic = (m + n) * depth * x.element_size() / (L2_BYTES_A_CLOCK * chip.clock)
     exponentials = 1 if a["BOUNDED"] else 2
     each = exponentials / chip.exponentials + OTHER_OPERATIONS[step.name] / 128

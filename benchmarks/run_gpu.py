@@ -44,7 +44,8 @@ def use_checkout() -> None:
 def check_some(part: int, parts: int, deadline: float) -> list[dict[str, Any]]:
     """Every `parts`-th check, from number `part` on."""
     use_checkout()
-    import checks
+    import checks  # type: ignore[import-not-found]
+
     from contrastive_ops.benchmarks.gpu_checks import device_checks
 
     results = []

@@ -94,8 +94,9 @@ def info_nce(
         row_weight: (N,) finite and not negative, not differentiated. ``"mean"`` divides by its sum.
         normalize: cosine similarity if True, dot products if False. Margins are in its units.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the (N,) row losses.
-        backend: ``"cpu"``, ``"triton"``, ``"torch"`` or ``"reference"``; by default the fastest that works
-            (:func:`contrastive_ops.backends`), or the environment's ``CONTRASTIVE_OPS_BACKEND``.
+        backend: ``"cpu"``, ``"triton"``, ``"torch"`` or ``"reference"``; by default the fastest
+            that works (:func:`contrastive_ops.backends`), or the environment's
+            ``CONTRASTIVE_OPS_BACKEND``.
         workspace_bytes: what may be kept besides inputs, gradients and O(N + M) statistics;
             192 MiB by default.
         precision: how exact a GPU's products of float32 rows have to be at least: ``"ieee"`` (the

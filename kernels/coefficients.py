@@ -72,7 +72,7 @@ def coefficients(
     sum of coefficient * (similarity - reference), by tile. `factor` scales z.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
-    if CHECK:
+    if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(scale, log2_count, RANGE) != BOUNDED:
             return
     width = column_end - column_begin

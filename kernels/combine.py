@@ -52,7 +52,7 @@ def close(
     """state (4, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
     log-sum-exp, logits kept, their sum, moment. RUNNING adds to what is there. CHECK: see
     `statistics`."""
-    if CHECK:
+    if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
             return
     local = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -186,7 +186,9 @@ def settle(
         given = row_inside
         if index is not None:
             given = given & (tl.load(index + at, mask=row_inside, other=-1) >= 0)
-        logit = (tl.load(similarity + at, mask=row_inside, other=0.0).to(tl.float64) - margin) * scale
+        logit = (
+            tl.load(similarity + at, mask=row_inside, other=0.0).to(tl.float64) - margin
+        ) * scale
         count += tl.where(given, 1.0, 0.0)
         mean += tl.where(given, logit, 0.0)
         top = tl.where(given, tl.maximum(top, logit), top)
@@ -212,7 +214,9 @@ def settle(
     if SMOOTHING:
         kept = count + tl.load(row_state + rows + i, mask=row_inside, other=0.0)
         logits = mean * count + tl.load(row_state + 2 * rows + i, mask=row_inside, other=0.0)
-        row_loss = tl.where(positives > 0, loss + smoothing * (mean - logits / tl.maximum(kept, 1.0)), loss)
+        row_loss = tl.where(
+            positives > 0, loss + smoothing * (mean - logits / tl.maximum(kept, 1.0)), loss
+        )
         even = tl.where(positives > 0, smoothing / tl.maximum(kept, 1.0), 0.0)
     if row_amount is not None:
         m, a = offset_and_amount(lse_all, w * share, offset, static)

@@ -1,4 +1,4 @@
-"""Row-wise kernels: a few whole rows a program. Norms, positives, own negatives, finished gradients.
+"""Row-wise kernels, a few rows a program: norms, positives, own negatives, finished gradients.
 
 A *prepared* operand is a contiguous copy in the input dtype, its width padded with zeros to whole
 depth blocks, each row times an exact power of two so that its norm is in [1, 2) * 2**TARGET. So a
@@ -227,8 +227,8 @@ def own_gradient(
     NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What own negatives add: to some rows' gradient (rows, width), to 1 / temperature's (rows,), and
-    their own gradient (N, H, width), finished."""
+    """What own negatives add to some rows' gradient (rows, width) and to 1 / temperature's (rows,);
+    and their own gradient (N, H, width), finished."""
     local = tl.program_id(0).to(tl.int64)
     row = first_row + local
     at = tl.arange(0, BLOCK)

@@ -79,7 +79,7 @@ def statistics(
     2**(logit - offset) times the column's inverse norm.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
-    if CHECK:
+    if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(scale, log2_count, RANGE) != BOUNDED:
             return
     tile_m, tile_n = place(row_end - row_begin, column_end, BLOCK_M, BLOCK_N, GROUP)

@@ -68,9 +68,7 @@ def backends() -> dict[str, str]:
 
 
 @torch.compiler.assume_constant_result
-def choose(
-    name: str | None, device: torch.device, dtype: torch.dtype = torch.float32
-) -> str:
+def choose(name: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend for tensors on ``device``: by name, by environment variable, or the fastest.
 
     `triton` has no float64 products: `torch` stands in for it there.
@@ -91,8 +89,10 @@ def choose(
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"{origin}: 'cpu' needs tensors on the CPU, got tensors on {device}")
     if name == "triton" and (device.type == "cpu") != interpreting():
-        expected = "on the CPU, as TRITON_INTERPRET is set" if interpreting() else (
-            "on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported"
+        expected = (
+            "on the CPU, as TRITON_INTERPRET is set"
+            if interpreting()
+            else ("on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported")
         )
         raise ValueError(f"{origin}: 'triton' got tensors on {device}, expected them {expected}")
     return "torch" if name == "triton" and dtype == torch.float64 else name
@@ -101,7 +101,12 @@ def choose(
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         return "torch" if extension.load()[0] is None else "cpu"
-    if dtype != torch.float64 and device.type == "cuda" and not interpreting() and _triton_status() == "ok":
+    if (
+        dtype != torch.float64
+        and device.type == "cuda"
+        and not interpreting()
+        and _triton_status() == "ok"
+    ):
         return "triton"
     return "torch"
 

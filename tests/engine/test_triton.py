@@ -44,7 +44,7 @@ def test_without_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("value", ["fp32", "", 3, "IEEE"])
 def test_bad_precision(value):
-    with pytest.raises(ValueError, match="^precision: got .*, expected one of ieee, tf32x3, tf32"):
+    with pytest.raises(ValueError, match=r"^precision: got .*, expected one of ieee, tf32x3, tf32"):
         info_nce(torch.randn(3, 2), torch.randn(3, 2), precision=value)
 
 

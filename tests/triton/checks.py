@@ -26,7 +26,9 @@ def all_checks(device: str) -> Iterator[Check]:
     """Every check that runs on the device."""
     for name in CASES:
         yield f"option: {name}", partial(check_option, name, device)
-    for name in sorted(n for n in CASES if n.startswith(("everything", "several", "symmetric, ids"))):
+    for name in sorted(
+        n for n in CASES if n.startswith(("everything", "several", "symmetric, ids"))
+    ):
         for dtype in HALF:
             yield f"option in {_short(dtype)}: {name}", partial(check_half, name, dtype, device)
     for dtype in SINGLE:
@@ -128,7 +130,8 @@ def check_option(name: str, device: str) -> None:
     options = {"backend": "triton", "reduction": "none", "workspace_bytes": 1}
     fresh = call.fresh()
     actual_rows = fresh.loss(**options)
-    torch.testing.assert_close(actual_rows.double().cpu(), torch.tensor(rows).double(), rtol=4e-6, atol=2e-7)  # fmt: skip
+    found = actual_rows.double().cpu()
+    torch.testing.assert_close(found, torch.tensor(rows).double(), rtol=4e-6, atol=2e-7)
     whole = call.options.get("reduction", "mean") == "sum"
     weight = call.options.get("row_weight")
     denominator = 1.0 if whole else N if weight is None else weight.sum()
@@ -200,9 +203,7 @@ def check_chunks(dtype, symmetric, device) -> None:
     for kind in (0.1, temperature):
         whole = gradients(rows, symmetric=symmetric, temperature=kind)
         for workspace in (400, 2000):
-            cut = gradients(
-                rows, symmetric=symmetric, temperature=kind, workspace_bytes=workspace
-            )
+            cut = gradients(rows, symmetric=symmetric, temperature=kind, workspace_bytes=workspace)
             close = 2 * torch.finfo(dtype).eps
             for a, b in zip(cut, whole, strict=True):
                 # Sums in another order, rounded to the dtype at last.
@@ -317,7 +318,9 @@ def check_number(symmetric, device) -> None:
     rows = related(40, 41, 12, torch.float32, device)
     for value in (0.01, 0.07, 3.0):
         number = gradients(rows, temperature=value, symmetric=symmetric)
-        tensor = gradients(rows, temperature=torch.tensor(value, device=device), symmetric=symmetric)
+        tensor = gradients(
+            rows, temperature=torch.tensor(value, device=device), symmetric=symmetric
+        )
         torch.testing.assert_close(number, tensor[:-1], rtol=1e-4, atol=1e-7)
 
 
@@ -335,7 +338,9 @@ def check_double(symmetric, device) -> None:
 def check_positives_apart(symmetric, device) -> None:
     """Losses of 1e-27 are right to their own digits: log-sum-exp minus the positive would be 0."""
     rows = [
-        (torch.eye(16, dtype=torch.float64) + 0.001 * normal(16, 16, seed=s)).to(device, torch.float32)
+        (torch.eye(16, dtype=torch.float64) + 0.001 * normal(16, 16, seed=s)).to(
+            device, torch.float32
+        )
         for s in (1, 2)
     ]
     scalar = torch.tensor(0.016, device=device)
@@ -355,6 +360,9 @@ def check_many(symmetric, device) -> None:
     """Long sums in 16 bits: probabilities near 1 / N each carry the whole gradient."""
 
     def draw(seed):
-        return [normal(k, 16, seed=80 + seed + i).to(device, torch.bfloat16) for i, k in enumerate((66, 500))]
+        return [
+            normal(k, 16, seed=80 + seed + i).to(device, torch.bfloat16)
+            for i, k in enumerate((66, 500))
+        ]
 
     dense.check_error_rule(draw, 1.0, "triton", symmetric=symmetric, draws=1)

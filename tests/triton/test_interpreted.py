@@ -16,6 +16,8 @@ if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("TRITON_INTERPRET is not set and there is no GPU", allow_module_level=True)
 
 
-@pytest.mark.parametrize("check", [pytest.param(c, id=name) for name, c in checks.all_checks(DEVICE)])
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, id=name) for name, c in checks.all_checks(DEVICE)]
+)
 def test(check):
     check()

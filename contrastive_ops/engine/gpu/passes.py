@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ...kernels import combine, config, rows
 from ...kernels import coefficients as coefficients_kernel
+from ...kernels import combine, config, rows
 from ...kernels import statistics as statistics_kernel
 from .prepared import Block, Job, architecture, interpreted
 

@@ -36,7 +36,8 @@ def architecture(device: torch.device) -> config.Architecture:
     known = config.ARCHITECTURES.get(name)
     if known is not None and properties.minor == 0:
         return known
-    shared = properties.shared_memory_per_block_optin
+    least = properties.shared_memory_per_block
+    shared = getattr(properties, "shared_memory_per_block_optin", least)
     return config.Architecture(
         f"sm_{properties.major}{properties.minor}",
         shared,
