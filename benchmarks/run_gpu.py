@@ -1,6 +1,6 @@
 """Checks and measures the GPU backend from a checkout, with whatever python has torch and Triton.
 
-    python benchmarks/run_gpu.py [--checks | --bench] [--output FILE]
+    python benchmarks/run_gpu.py [--checks | --bench | --tune FILE] [--output FILE]
 
 Nothing is installed or downloaded; pytest is not needed. The checks of tests/triton and those that
 only a GPU can make run in a few processes at once, since most of their time is compiling; then the
@@ -100,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Checks and measures the GPU backend.")
     parser.add_argument("--checks", action="store_true", help="the checks alone")
     parser.add_argument("--bench", action="store_true", help="the benchmark alone")
+    parser.add_argument("--tune", type=Path, help="only find this GPU's best tiles, into a file")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-<name>.json")
     args = parser.parse_args()
     began = time.monotonic()
@@ -112,6 +113,11 @@ def main() -> int:
     use_checkout()
     from contrastive_ops.benchmarks import gpu_bench
 
+    if args.tune:
+        from contrastive_ops.benchmarks import gpu_tune
+
+        gpu_tune.run(args.tune, lambda line: print(line, flush=True))
+        return 0
     report: dict[str, Any] = {"machine": machine(), "peers": gpu_bench.peers_installed()}
     failed: list[dict[str, Any]] = []
     if not args.bench:

@@ -9,7 +9,13 @@ besides the accumulator, twice as many where it holds two exponentials.
 from __future__ import annotations
 
 import functools
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+TUNED_VARIABLE = "CONTRASTIVE_OPS_TUNED"
+"""Names a file of tiles that tuning found for this machine; without it the table holds."""
 
 ROLES = ("plain", "levered", "maxima", "screened", "guided")
 """What the epilogue does, which decides how large a tile fits:
@@ -153,9 +159,49 @@ def tile_for(
     """The table's tile, or for what it lacks the largest that keeps the constraints."""
     if interpreted:
         return INTERPRETER
-    kind = "16" if itemsize == 2 else precision
-    found = _TABLE.get((architecture.name, kind, role))
+    key = (architecture.name, "16" if itemsize == 2 else precision, role)
+    found = tuned(os.environ.get(TUNED_VARIABLE)).get(key) or _TABLE.get(key)
     return found or analytic(architecture, role, itemsize, precision)
+
+
+@functools.cache
+def tuned(path: str | None) -> dict[tuple[str, ...], Tile]:
+    """The tiles in a file that `write_tuned` wrote, by architecture, kind and role."""
+    if not path:
+        return {}
+    entries = json.loads(Path(path).read_text())
+    return {tuple(key.split("/")): Tile(**sides) for key, sides in entries.items()}
+
+
+def write_tuned(path: Path, tiles: dict[tuple[str, ...], Tile]) -> None:
+    """Atomically."""
+    partial = path.with_suffix(".partial")
+    entries = {"/".join(key): tile.__dict__ for key, tile in tiles.items()}
+    partial.write_text(json.dumps(entries, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def candidates(architecture: Architecture, itemsize: int) -> list[Tile]:
+    """Tiles that fit shared memory, for whoever chooses among them."""
+    depth = 128 // itemsize
+    shapes = (
+        (256, 128),
+        (128, 256),
+        (128, 128),
+        (128, 64),
+        (64, 128),
+        (64, 64),
+        (32, 64),
+        (32, 32),
+    )
+    tiles = [
+        Tile(m, n, k, warps, stages, bulk=architecture.bulk and itemsize == 2)
+        for m, n in shapes
+        for k in (depth, depth // 2)
+        for warps in (8, 4)
+        for stages in (4, 3, 2)
+    ]
+    return [tile for tile in tiles if tile.shared_bytes(itemsize) <= architecture.shared_bytes]
 
 
 @functools.cache
@@ -167,19 +213,10 @@ def analytic(architecture: Architecture, role: str, itemsize: int, precision: st
     most = {"plain": 64, "levered": 64, "maxima": 64, "screened": 32, "guided": 16}[role]
     if itemsize == 4 and precision != "tf32":
         most = min(most, 32)
-    depth = 128 // itemsize if itemsize == 2 else 32
-    candidates = [
-        Tile(m, n, k, warps, stages, bulk=architecture.bulk and itemsize == 2)
-        for m, n in ((128, 256), (128, 128), (64, 128), (64, 64), (32, 64), (32, 32))
-        for k in (depth, depth // 2)
-        for warps in (8, 4)
-        for stages in (4, 3, 2)
-    ]
     fitting = [
         tile
-        for tile in candidates
+        for tile in candidates(architecture, itemsize)
         if tile.accumulators(architecture.lanes) <= most
-        and tile.shared_bytes(itemsize) <= architecture.shared_bytes
     ]
     return min(
         fitting,

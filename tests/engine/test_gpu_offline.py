@@ -53,3 +53,37 @@ def test_one_way_computes_the_logits_once(plans):
     assert {kernel["kernel"] for kernel in tiles(two)} == {"statistics", "coefficients"}
     for plan in plans:
         assert plan["predicted_seconds"] > plan["roofline_seconds"]
+
+
+ROLES = """
+import os, pathlib, sys
+from contrastive_ops.kernels import config
+
+chip = config.ARCHITECTURES["sm_90"]
+other = config.Architecture("sm_89", 99 << 10, 100 << 10)
+for role in config.ROLES:
+    for itemsize, precision in ((2, "ieee"), (4, "ieee"), (4, "tf32"), (4, "tf32x3")):
+        for architecture in (*config.ARCHITECTURES.values(), other):
+            tile = config.tile_for(architecture, role, itemsize, precision)
+            assert tile.shared_bytes(itemsize) <= architecture.shared_bytes, (architecture, tile)
+            assert (128 // itemsize) % tile.block_k == 0, tile
+            assert not tile.bulk or architecture.bulk
+mine = config.Tile(64, 64, 32, 4, 2)
+path = pathlib.Path(sys.argv[1])
+config.write_tuned(path, {("sm_90", "16", "plain"): mine})
+before = config.tile_for(chip, "plain", 2, "ieee")
+os.environ[config.TUNED_VARIABLE] = str(path)
+assert config.tile_for(chip, "plain", 2, "ieee") == mine != before
+assert config.tile_for(chip, "maxima", 2, "ieee") != mine
+"""
+
+
+def test_tiles_keep_their_constraints(tmp_path):
+    """On architectures with a table and without one; tuned tiles only where they are asked for."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", ROLES, str(tmp_path / "tiles.json")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
