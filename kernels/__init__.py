@@ -1,8 +1,9 @@
 """Triton kernels for CUDA and ROCm GPUs; installed as ``contrastive_ops.kernels``.
 
-``rows`` prepares operands and finishes gradients, row by row; ``tile`` is a tile's product and which
-of its pairs count; ``statistics`` sums exponentials over tiles, ``combine`` closes the sums and
-settles losses; ``coefficients`` writes the gradient by logit; ``config`` says how large tiles are.
+``rows`` prepares operands and finishes gradients, row by row; ``tile`` is a tile's product and
+which of its pairs count; ``statistics`` sums exponentials over tiles, ``combine`` closes the sums
+and settles losses; ``coefficients`` writes the gradient by logit; ``config`` says how large tiles
+are.
 `contrastive_ops.engine.gpu` launches them. Importing this package imports none of them.
 """
 

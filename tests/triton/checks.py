@@ -55,6 +55,9 @@ def all_checks(device: str) -> Iterator[Check]:
                 name = check.__name__.removeprefix("check_").replace("_", " ")
                 yield f"{name}: {_short(dtype)}, {way}", partial(check, dtype, symmetric, device)
     for symmetric in (False, True):
+        if device == "cpu":  # on a GPU the configuration says which way tiles are loaded
+            yield f"bulk copies, {symmetric}", partial(check_bulk, symmetric)
+        yield f"torch.compile, {symmetric}", partial(check_compiled, symmetric, device)
         yield f"temperature kinds, {symmetric}", partial(check_number, symmetric, device)
         yield f"float64, {symmetric}", partial(check_double, symmetric, device)
         yield f"positives apart, {symmetric}", partial(check_positives_apart, symmetric, device)
@@ -311,6 +314,45 @@ def check_frozen(dtype, symmetric, device) -> None:
             loss_of(*leaves, **options).backward()
             assert torch.equal(leaves[wanted].grad, full[wanted])
             assert all(x.grad is None for i, x in enumerate(leaves) if i != wanted)
+
+
+def check_bulk(symmetric) -> None:
+    """Tensor descriptors load and store the same tiles as pointers do."""
+    from contrastive_ops.engine.gpu import passes
+
+    for dtype in SINGLE:
+        rows = related(37, 41, 35, dtype, "cpu")
+        for options in ({}, {"temperature": torch.tensor(0.05)}, {"workspace_bytes": 2000}):
+            plain = gradients(rows, symmetric=symmetric, **options)
+            passes.BULK_IN_THE_INTERPRETER = True
+            try:
+                bulk = gradients(rows, symmetric=symmetric, **options)
+            finally:
+                passes.BULK_IN_THE_INTERPRETER = False
+            for a, b in zip(bulk, plain, strict=True):
+                assert torch.equal(a, b)
+
+
+def check_compiled(symmetric, device) -> None:
+    """One graph, and the eager call's numbers; float16 gradients, too."""
+    for dtype in (torch.float32, torch.float16):
+        rows = related(9, 11, 8, dtype, device)
+
+        def step(*leaves):
+            return loss_of(*leaves, temperature=0.1, symmetric=symmetric)
+
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        results = []
+        for loss_function in (step, compiled):
+            leaves = [x.detach().clone().requires_grad_() for x in rows]
+            loss = loss_function(*leaves)
+            loss.backward()
+            results.append([loss.detach(), *(x.grad for x in leaves)])
+        # The graph keeps 1 / N out of the coefficients: they are rounded at another size.
+        rounding = 1e-7 if dtype == torch.float32 else torch.finfo(dtype).eps
+        for a, b in zip(results[1], results[0], strict=True):
+            scale = b.abs().max().item()
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=2 * rounding * scale)
 
 
 def check_number(symmetric, device) -> None:
