@@ -18,10 +18,10 @@ SAY := @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format sanitize check clean
+.PHONY: help demo test bench gpu gpu-offline lint format sanitize check clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMPS)/train $(STAMPS)/kernels ## train a small search model on your machine's docstrings, and ask it something
 	$(SAY) "Training on the docstrings of the installed packages, into runs/demo"
@@ -37,6 +37,13 @@ bench: $(STAMPS)/bench $(STAMPS)/kernels ## measure against the peers, into benc
 	$(SAY) "Measuring; other work on this machine makes the numbers worse"
 	@$(BIN)/contrastive-ops bench $(ARGS)
 	@$(BIN)/python -m contrastive_ops.benchmarks.report
+
+# No set-up: a GPU machine brings its own python with torch and Triton.
+gpu: ## check and measure the GPU backend on this machine's GPU, with PYTHON as it is
+	@$(PYTHON) benchmarks/run_gpu.py $(ARGS)
+
+gpu-offline: $(STAMPS)/test ## compile every GPU kernel for every architecture, without a GPU
+	@$(BIN)/python -m contrastive_ops.benchmarks.gpu_offline $(ARGS)
 
 lint: $(STAMPS)/test ## check style and types
 	$(SAY) "ruff check"

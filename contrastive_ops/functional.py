@@ -45,6 +45,7 @@ def info_nce(
     reduction: Literal["none", "mean", "sum"] = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    precision: Literal["ieee", "tf32x3", "tf32"] | None = None,
 ) -> Tensor:
     r"""InfoNCE: the cross-entropy of finding each query's key among all candidates.
 
@@ -93,10 +94,15 @@ def info_nce(
         row_weight: (N,) finite and not negative, not differentiated. ``"mean"`` divides by its sum.
         normalize: cosine similarity if True, dot products if False. Margins are in its units.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, the (N,) row losses.
-        backend: ``"cpu"``, ``"torch"`` or ``"reference"``; by default the fastest that works
-            (:func:`contrastive_ops.backends`), or the environment's ``CONTRASTIVE_OPS_BACKEND``.
+        backend: ``"cpu"``, ``"triton"``, ``"torch"`` or ``"reference"``; by default the fastest
+            that works (:func:`contrastive_ops.backends`), or the environment's
+            ``CONTRASTIVE_OPS_BACKEND``.
         workspace_bytes: what may be kept besides inputs, gradients and O(N + M) statistics;
             192 MiB by default.
+        precision: how exact a GPU's products of float32 rows have to be at least: ``"ieee"`` (the
+            default), ``"tf32x3"`` (three products of 10-bit parts, nearly as exact) or ``"tf32"``
+            (10 bits). 16-bit rows are multiplied exactly and summed in float32 whatever it says.
+            The ``triton`` backend reads it; the others are never less exact on the CPU.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the
@@ -140,6 +146,7 @@ def info_nce(
         label_smoothing=label_smoothing,
         normalize=normalize,
         workspace_bytes=workspace_bytes,
+        precision=precision,
     )
     if matryoshka_dims is None and matryoshka_weights is None:
         return _reduced(problem, operands, row_weight, reduction, backend)

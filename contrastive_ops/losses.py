@@ -87,6 +87,7 @@ class InfoNCELoss(nn.Module):
         reduction: Literal["none", "mean", "sum"] = "mean",
         backend: str | None = None,
         workspace_bytes: int | None = None,
+        precision: Literal["ieee", "tf32x3", "tf32"] | None = None,
     ) -> None:
         super().__init__()
         self.temperature = Temperature(
@@ -107,6 +108,7 @@ class InfoNCELoss(nn.Module):
             "reduction": reduction,
             "backend": backend,
             "workspace_bytes": workspace_bytes,
+            "precision": precision,
         }
 
     def forward(

@@ -1,7 +1,10 @@
 """Triton kernels for CUDA and ROCm GPUs; installed as ``contrastive_ops.kernels``.
 
-This release has none yet: `contrastive_ops.backends()` says so, and GPU tensors take the
-``torch`` backend.
+``rows`` prepares operands and finishes gradients, row by row; ``tile`` is a tile's product and
+which of its pairs count; ``statistics`` sums exponentials over tiles, ``combine`` closes the sums
+and settles losses; ``coefficients`` writes the gradient by logit; ``config`` says how large tiles
+are.
+`contrastive_ops.engine.gpu` launches them. Importing this package imports none of them.
 """
 
 if __name__ == "kernels":

@@ -25,7 +25,7 @@ def info_nce(
     if normalize:
         rows = [F.normalize(x, dim=-1) for x in rows]
     logits = rows[0] @ torch.cat(rows[1:]).T / temperature
-    target = torch.arange(len(query))
+    target = torch.arange(len(query), device=query.device)
     loss = F.cross_entropy(logits, target, reduction=reduction)
     if not symmetric:
         return loss
@@ -37,7 +37,7 @@ def gradients(loss_function, rows: list[Tensor], temperature: float, **options) 
     """Loss and gradients (rows', then the temperature's), all of them in float64."""
     leaves = [x.detach().clone().requires_grad_() for x in rows]
     wide = torch.promote_types(rows[0].dtype, torch.float32)
-    scalar = torch.tensor(temperature, dtype=wide, requires_grad=True)
+    scalar = torch.tensor(temperature, dtype=wide, device=rows[0].device, requires_grad=True)
     loss = loss_function(*leaves, temperature=scalar, **options)
     loss.sum().backward()
     return [loss.detach().double()] + [leaf.grad.double() for leaf in (*leaves, scalar)]
@@ -60,7 +60,7 @@ def check_error_rule(
     loss's own error, not twice that.
     """
     single = torch.tensor(temperature, dtype=torch.float32).item()
-    dense_options = {k: v for k, v in options.items() if k != "workspace_bytes"}
+    dense_options = {k: v for k, v in options.items() if k not in ("workspace_bytes", "precision")}
 
     def ours(*args, **kwargs):
         return contrastive_ops.info_nce(*args, backend=backend, **kwargs)

@@ -20,6 +20,8 @@ from .problem import DIFFERENTIABLE, Gradients, Operands, SimilarityProblem, Wan
 class AnyKernels(Protocol):
     """`directions.Kernels`, or the same behind the dispatcher (`ops.DispatchedKernels`)."""
 
+    takes_half: bool
+
     def forward(
         self, problem: SimilarityProblem, operands: Operands
     ) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -89,7 +91,7 @@ class _Total(_Function):
 
     @staticmethod
     def forward(kernels, problem, wanted, weight, *operands):  # type: ignore[no-untyped-def]
-        loss, grads = kernels.total(problem, _widened(operands), weight, wanted)
+        loss, grads = kernels.total(problem, _widened(kernels, operands), weight, wanted)
         return loss, *[grad for grad in grads if grad is not None]
 
     @staticmethod
@@ -116,7 +118,9 @@ class _Total(_Function):
         weight = ctx.weight if weight is None else weight
         waiting, ctx.waiting = ctx.waiting, None
         if not kept and waiting is None:
-            again = ctx.kernels.total(ctx.problem, _widened(operands), weight, ctx.wanted)[1]
+            again = ctx.kernels.total(
+                ctx.problem, _widened(ctx.kernels, operands), weight, ctx.wanted
+            )[1]
             waiting = [grad for grad in again if grad is not None]
         if torch.is_grad_enabled():
             grads = kept or waiting
@@ -160,13 +164,14 @@ class _Losses(_Function):
         return *before, *_at_wanted(grads, ctx.wanted)
 
 
-def _widened(operands: Sequence[Tensor | None]) -> Operands:
-    """float16 operands as float32, and so their gradients, while the loss's own factor is unknown.
+def _widened(kernels: AnyKernels, operands: Sequence[Tensor | None]) -> Operands:
+    """float16 operands as float32, and so their gradients, while the loss's own factor is unknown,
+    unless the kernels see to that themselves.
 
     A mean's gradients would underflow in float16 before a gradient scaler's factor reaches them.
     """
     whole = Operands(*operands)  # type: ignore[arg-type]
-    if whole.query.dtype != torch.float16:
+    if whole.query.dtype != torch.float16 or kernels.takes_half:
         return whole
     wide = [None if t is None else t.to(torch.float32) for t in whole[:4]]
     return Operands(*wide, *whole[4:])  # type: ignore[arg-type, call-arg]

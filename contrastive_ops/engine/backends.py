@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from typing import Protocol, cast
 
@@ -21,6 +23,9 @@ class Backend(Protocol):
 
     FUSES_TWO_DIRECTIONS: bool
     """Whether `symmetric` problems that allow it are served in one pass; else they come as two."""
+    TAKES_HALF: bool
+    """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
+    else they come as float32."""
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
@@ -59,14 +64,16 @@ def backends() -> dict[str, str]:
         "reference": "ok",
         "torch": "ok",
         "cpu": extension.load()[1],
-        "triton": "not part of this release",
+        "triton": _triton_status(),
         "cuda": "not part of this release",
     }
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device: torch.device) -> str:
+def choose(name: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend for tensors on ``device``: by name, by environment variable, or the fastest.
+
+    `triton` has no float64 products: `torch` stands in for it there.
 
     Raises ``ValueError`` when a backend that was asked for does not exist or cannot run here.
     """
@@ -75,7 +82,7 @@ def choose(name: str | None, device: torch.device) -> str:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         origin = ENVIRONMENT_VARIABLE
     if name is None:
-        return "cpu" if device == _CPU and extension.load()[0] is not None else "torch"
+        return _fastest(device, dtype)
     if name not in NAMES:
         raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
     status = backends()[name]
@@ -83,11 +90,53 @@ def choose(name: str | None, device: torch.device) -> str:
         raise ValueError(f"{origin}: {name!r} cannot be used here: {status}")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"{origin}: 'cpu' needs tensors on the CPU, got tensors on {device}")
-    return name
+    if name == "triton" and (device.type == "cpu") != interpreting():
+        expected = (
+            "on the CPU, as TRITON_INTERPRET is set"
+            if interpreting()
+            else ("on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported")
+        )
+        raise ValueError(f"{origin}: 'triton' got tensors on {device}, expected them {expected}")
+    return "torch" if name == "triton" and dtype == torch.float64 else name
+
+
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
+    if device == _CPU:
+        return "torch" if extension.load()[0] is None else "cpu"
+    if (
+        dtype != torch.float64
+        and device.type == "cuda"
+        and not interpreting()
+        and _triton_status() == "ok"
+    ):
+        return "triton"
+    return "torch"
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_status() -> str:
+    if not _has_triton():
+        return "the package triton is missing; `pip install triton` where it has wheels"
+    if interpreting() or torch.cuda.is_available():
+        return "ok"
+    return "no GPU that torch can use; TRITON_INTERPRET=1 runs it on CPU tensors, for tests"
 
 
 def module(name: str) -> Backend:
     """The kernels of a backend. `reference` has none: it is plain autograd."""
+    if name == "triton":
+        from . import gpu
+
+        return cast(Backend, gpu)
     if name == "cpu":
         from . import cpu
 

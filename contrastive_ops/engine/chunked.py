@@ -20,6 +20,7 @@ from .problem import Gradients, Operands, SimilarityProblem, Wanted, Weight, sca
 from .similarity import full_precision, positive_index, prepared
 
 FUSES_TWO_DIRECTIONS = False
+TAKES_HALF = False
 COPIES = 8
 """Stripe-sized tensors alive at once: similarities, logits, masks, probabilities, temporaries."""
 SUM_LENGTH = 2048

@@ -10,7 +10,10 @@ from . import extension
 from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 FUSES_TWO_DIRECTIONS = True
+TAKES_HALF = False
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
+_READ = SimilarityProblem._fields.index("precision")
+"""The kernel has the fields before this one; its products are float32 or exact."""
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +68,7 @@ def _run(
     return kernel.softmax_ce(
         mode,
         *operands,
-        *problem,
+        *problem[:_READ],
         tensor_weight,
         1.0 if tensor_weight is not None else weight,
         wanted,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import check
-from .problem import DEFAULT_WORKSPACE_BYTES, SLACK_ULPS, Operands, SimilarityProblem
+from .problem import DEFAULT_WORKSPACE_BYTES, PRECISIONS, SLACK_ULPS, Operands, SimilarityProblem
 from .similarity import unit_rows
 
 
@@ -36,6 +36,7 @@ def describe(
     label_smoothing: float,
     normalize: bool,
     workspace_bytes: int | None,
+    precision: str | None = None,
 ) -> tuple[SimilarityProblem, Operands]:
     """The problem that :func:`contrastive_ops.info_nce` documents. ValueError on bad arguments."""
     query, key, negatives = _embeddings(query, key, negatives)
@@ -113,6 +114,7 @@ def describe(
         0,
         check.number("label_smoothing", label_smoothing, 0.0, 1.0),
         DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else _workspace(workspace_bytes),
+        PRECISIONS[0] if precision is None else _precision(precision),
     )
     return problem, operands
 
@@ -290,6 +292,12 @@ def _need_negatives(**given: Any) -> None:
 
 def _empty(value: Any) -> bool:
     return isinstance(value, Tensor) and value.numel() == 0
+
+
+def _precision(value: Any) -> str:
+    if value not in PRECISIONS:
+        raise ValueError(f"precision: got {value!r}, expected one of {', '.join(PRECISIONS)}")
+    return str(value)
 
 
 def _workspace(value: Any) -> int:

@@ -28,6 +28,7 @@ class Kernels:
 
     def __init__(self, name: str) -> None:
         self.backend = backends.module(name)
+        self.takes_half = self.backend.TAKES_HALF
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands

@@ -52,6 +52,7 @@ class DispatchedKernels:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+        self.takes_half = Kernels(backend).takes_half
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
@@ -151,12 +152,16 @@ def _fake_backward(*args: Any) -> list[Tensor]:
 def _fake_total(*args: Any) -> list[Tensor]:
     _, _, operands, rest = _problem(args)
     loss = operands.query.new_empty((), dtype=operands.accumulation_dtype)
-    return [loss, *_fake_gradients(operands, rest[-1])]
+    # Backends that do not take float16 never see it here; the others return float32.
+    wide = torch.float32 if operands.query.dtype == torch.float16 else None
+    return [loss, *_fake_gradients(operands, rest[-1], wide)]
 
 
-def _fake_gradients(operands: Operands, wanted: list[bool]) -> list[Tensor]:
+def _fake_gradients(
+    operands: Operands, wanted: list[bool], dtype: torch.dtype | None = None
+) -> list[Tensor]:
     return [
-        t.new_empty(t.shape)
+        t.new_empty(t.shape, dtype=dtype if t.dim() else t.dtype)
         for t, want in zip(operands, wanted, strict=False)
         if want and t is not None
     ]

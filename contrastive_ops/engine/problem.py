@@ -22,6 +22,9 @@ MiB = 1 << 20
 DEFAULT_WORKSPACE_BYTES = 192 * MiB
 """What a backend may keep besides inputs, gradients and O(N + M) statistics, unless told."""
 
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+"""How exact products of float32 rows have to be at least, in falling order."""
+
 SLACK_ULPS = 16
 """Thresholds compare strictly, after this many ulps: equal similarities are equal whatever the
 order in which a backend sums their products."""
@@ -50,6 +53,8 @@ class SimilarityProblem(NamedTuple):
     """Which row of the whole problem row 0 is, where a stripe of rows stands for itself."""
     label_smoothing: float = 0.0
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    precision: str = PRECISIONS[0]
+    """Read where the hardware offers several: the `triton` backend on float32 rows."""
 
 
 class Operands(NamedTuple):

@@ -24,7 +24,7 @@ def softmax_ce(
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
     float64 operands; it is differentiable in the first five operands.
     """
-    name = backends.choose(backend, operands.query.device)
+    name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
         with torch.autograd.profiler.record_function(f"contrastive_ops::softmax_ce[{name}]"):
             return _on(name, problem, operands, weight)

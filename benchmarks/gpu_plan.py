@@ -1,0 +1,239 @@
+"""What a step launches on a GPU, recorded without one, and how long a simple model says it takes.
+
+The host side runs on tensors without data ("meta"); kernels are noted instead of launched. So the
+plan is what would run: every kernel with its configuration and grid, every library product.
+
+The model, per launch, over the architecture's data-sheet rates:
+
+* tile kernels: a tile's product at the tensor cores' rate, or the L2 traffic it needs at 64 bytes
+  a clock and multiprocessor, whichever is longer; its epilogue at 16 exponentials and 128 other
+  operations a clock. With two or more resident tiles product and epilogue overlap, with one they
+  add up. Whole waves of tiles. Never less than the bytes written at the memory's rate.
+* library products: 75 % of the tensor cores' rate, or their bytes at the memory's rate.
+* row-wise kernels: their bytes at 80 % of the memory's rate.
+* 3 microseconds a launch at least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from contrastive_ops.engine import gpu
+from contrastive_ops.engine.gpu import gradients, passes, prepared
+from contrastive_ops.engine.problem import Operands, SimilarityProblem
+from contrastive_ops.kernels import config
+
+LIBRARY_EFFICIENCY = 0.75
+STREAM_EFFICIENCY = 0.8
+LAUNCH_SECONDS = 3e-6
+L2_BYTES_A_CLOCK = 64
+OTHER_OPERATIONS = {"statistics": 8, "coefficients": 9}
+"""Operations an element of a tile besides the exponential: scaling, masks, sums, conversion."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: its arguments by name, and its options."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    grid: tuple[int, ...]
+    options: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+    def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], Any]]:
+        """Types, constants and alignments, as the launcher would specialise them."""
+        types: dict[str, str] = {}
+        constants: dict[str, Any] = {}
+        aligned: dict[tuple[int, ...], Any] = {}
+        for place, parameter in enumerate(self.kernel.params):
+            value = self.arguments[parameter.name]
+            fixed = parameter.is_constexpr or value is None
+            if isinstance(value, int) and not isinstance(value, bool) and value == 1 and not fixed:
+                fixed = not parameter.do_not_specialize
+            if fixed:
+                types[parameter.name] = "constexpr"
+                constants[parameter.name] = value
+                continue
+            types[parameter.name] = _type(value)
+            whole = isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+            if isinstance(value, Tensor) or whole:
+                aligned[(place,)] = [["tt.divisibility", 16]]
+        return types, constants, aligned
+
+    def key(self) -> str:
+        types, constants, aligned = self.signature()
+        return repr((self.name, types, constants, sorted(aligned), sorted(self.options.items())))
+
+
+@dataclass(frozen=True)
+class Product:
+    """One library product, (m, k) times (k, n)."""
+
+    m: int
+    n: int
+    k: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: list[Launch | Product]
+    architecture: config.Architecture
+    precision: str
+
+    @property
+    def launches(self) -> list[Launch]:
+        return [step for step in self.steps if isinstance(step, Launch)]
+
+
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+}
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "*" + _TYPES[value.dtype]
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    shape = ", ".join(str(side) for side in value.block_shape)
+    return f"tensordesc<{_TYPES[value.base.dtype]}[{shape}]>"
+
+
+def record(problem: SimilarityProblem, operands: Operands, architecture: str) -> Plan:
+    """What loss and all gradients of the problem launch; operands on the device "meta"."""
+    wanted = (
+        True,
+        True,
+        operands.negatives is not None,
+        operands.own_negatives is not None,
+        operands.temperature is not None,
+    )
+    chip = config.ARCHITECTURES[architecture]
+    steps: list[Launch | Product] = []
+    with _recording(steps, chip):
+        gpu.total(problem, operands, 1.0 / operands.query.shape[0], wanted)
+    return Plan(steps, chip, problem.precision)
+
+
+@contextlib.contextmanager
+def _recording(steps: list[Launch | Product], chip: config.Architecture) -> Iterator[None]:
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        names = [parameter.name for parameter in self.params]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        options = {k: given.pop(k) for k in ("num_warps", "num_stages") if k in given}
+        if set(given) != set(names):
+            raise ValueError(f"{self.__name__}: arguments {set(given) ^ set(names)}")
+        steps.append(Launch(self, given, tuple(grid), options))
+
+    def multiply(a: Tensor, b: Tensor, out: Tensor, accumulate: bool, precision: str) -> None:
+        steps.append(Product(a.shape[0], b.shape[1], a.shape[1], a.element_size()))
+
+    changed = [
+        (triton.runtime.JITFunction, "run", run),
+        (gradients, "multiply", multiply),
+        (prepared, "architecture", lambda device: chip),
+        (passes, "architecture", lambda device: chip),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+    try:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def rate(chip: config.Architecture, itemsize: int, precision: str) -> float:
+    """Flops a second of a product."""
+    if itemsize == 2:
+        return chip.tensor_flops
+    return {
+        "ieee": chip.vector_flops,
+        "tf32": chip.tf32_flops,
+        "tf32x3": chip.tf32_flops / 3,
+    }[precision]
+
+
+def resident(chip: config.Architecture, registers: int, shared: int, warps: int) -> int:
+    """Blocks on a multiprocessor at once."""
+    threads = chip.lanes * warps
+    by_registers = 65536 // max(1, registers * threads)
+    if chip.lanes == 64:  # 4 units with 512 vector registers a lane each
+        by_registers = 4 * (512 // max(1, registers)) // warps
+    by_shared = chip.shared_total // (shared + 1024) if shared else 32
+    return max(1, min(by_registers, by_shared, 2048 // threads))
+
+
+def seconds(plan: Plan, step: Launch | Product, resources: dict[str, Any] | None = None) -> float:
+    """The model's time of one step; ``resources``: registers and shared memory once compiled."""
+    chip = plan.architecture
+    if isinstance(step, Product):
+        flops = 2.0 * step.m * step.n * step.k
+        moved = step.itemsize * (step.m * step.k + step.k * step.n) + 8 * step.m * step.n
+        flat_out = flops / (LIBRARY_EFFICIENCY * rate(chip, step.itemsize, plan.precision))
+        return max(LAUNCH_SECONDS, flat_out, moved / chip.memory_bytes)
+    if step.name not in OTHER_OPERATIONS:
+        return max(LAUNCH_SECONDS, _row_bytes(step) / (STREAM_EFFICIENCY * chip.memory_bytes))
+    a = step.arguments
+    x = a["x"] if isinstance(a["x"], Tensor) else a["x"].base
+    m, n, depth = a["BLOCK_M"], a["BLOCK_N"], a["depth"]
+    product = (
+        2.0 * m * n * depth * chip.multiprocessors / rate(chip, x.element_size(), plan.precision)
+    )
+    traffic = (m + n) * depth * x.element_size() / (L2_BYTES_A_CLOCK * chip.clock)
+    exponentials = 1 if a["BOUNDED"] else 2
+    each = exponentials / chip.exponentials + OTHER_OPERATIONS[step.name] / 128
+    epilogue = m * n * each / chip.clock
+    blocks = 1
+    if resources is not None:
+        blocks = resident(
+            chip, resources["registers"], resources["shared"], step.options["num_warps"]
+        )
+    main = max(product, traffic)
+    tile = max(main, epilogue) if blocks > 1 else main + epilogue
+    waves = math.ceil(step.grid[0] / (chip.multiprocessors * blocks)) * blocks
+    written = a.get("z") if step.name == "coefficients" else a.get("kept")
+    written = getattr(written, "base", written)
+    bytes_written = 0 if written is None else written.numel() * written.element_size()
+    return max(LAUNCH_SECONDS, waves * tile, bytes_written / chip.memory_bytes)
+
+
+def _row_bytes(step: Launch) -> float:
+    """Every tensor once: rows that are gathered count as many as the grid has."""
+    tensors = {
+        id(v): v.numel() * v.element_size()
+        for v in step.arguments.values()
+        if isinstance(v, Tensor)
+    }
+    return float(sum(tensors.values()))
+
+
+def useful_flops(problem: SimilarityProblem, operands: Operands) -> float:
+    """3G one way, 4G two ways: the bounds that a step is measured by."""
+    candidates = operands.key.shape[0]
+    if operands.negatives is not None:
+        candidates += operands.negatives.shape[0]
+    product = 2.0 * operands.query.shape[0] * candidates * operands.query.shape[1]
+    return (4 if problem.symmetric else 3) * product

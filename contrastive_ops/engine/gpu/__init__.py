@@ -1,0 +1,85 @@
+"""The `triton` backend: Triton tiles for the logits, library products for the gradients.
+
+One direction costs 3G where a static offset is known to serve: exponentials are kept, in the
+inputs' dtype, for as many rows as the workspace holds, and rescaled once their sums are closed.
+Otherwise, and for two directions, 4G: statistics first, then the coefficients chunk by chunk, each
+chunk followed by its two products. Nothing here reads a value back from the device, so that all of
+it can be captured in a CUDA graph; sums run in a fixed order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from ..problem import Gradients, Operands, SimilarityProblem, Wanted, Weight
+from . import gradients, passes
+from .prepared import prepare
+
+# float64 never comes here: `backends.choose` hands it to `torch`.
+FUSES_TWO_DIRECTIONS = True
+TAKES_HALF = True
+
+
+def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) losses and the statistics (see `passes.STATE_KINDS`) of rows and columns."""
+    with torch.no_grad(), _on(operands):
+        job = prepare(problem, operands)
+        row_state, column_state = passes.statistics(job)
+        losses = passes.settle(job, row_state, column_state, None, gradients=False).losses
+        if column_state is None:
+            column_state = row_state.new_empty((passes.STATE_KINDS, 0))
+        return losses, row_state, column_state
+
+
+def stats_shapes(
+    problem: SimilarityProblem, operands: Operands
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    columns = operands.key.shape[0] if problem.symmetric else 0
+    return (passes.STATE_KINDS, operands.query.shape[0]), (passes.STATE_KINDS, columns)
+
+
+def backward(
+    problem: SimilarityProblem,
+    operands: Operands,
+    row_stats: Tensor,
+    column_stats: Tensor,
+    weight: Weight,
+    wanted: Wanted,
+) -> Gradients:
+    with torch.no_grad(), _on(operands):
+        job = prepare(problem, operands)
+        column_state = column_stats if problem.symmetric else None
+        _, grads = gradients.from_statistics(job, row_stats, column_state, weight, wanted)
+        return grads
+
+
+def total(
+    problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
+) -> tuple[Tensor, Gradients]:
+    """sum_i weight_i L_i and its gradients."""
+    with torch.no_grad(), _on(operands):
+        job = prepare(problem, operands)
+        wide = operands.query.dtype == torch.float16
+        if any(wanted) and gradients.can_keep(job, wanted):
+            weighted, grads = gradients.with_kept_exponentials(job, weight, wanted)
+        else:
+            row_state, column_state = passes.statistics(job)
+            if any(wanted):
+                weighted, grads = gradients.from_statistics(
+                    job, row_state, column_state, weight, wanted, wide=wide
+                )
+            else:
+                settled = passes.settle(job, row_state, column_state, weight, gradients=False)
+                weighted, grads = settled.weighted, Gradients()
+        assert weighted is not None
+        return weighted.sum().to(torch.float32), grads
+
+
+def _on(operands: Operands) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    if operands.query.is_cuda:
+        return torch.cuda.device(operands.query.device)
+    return contextlib.nullcontext()

@@ -1,0 +1,229 @@
+"""A problem on the GPU: operands prepared once, blocks of candidates, the positives."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ...kernels import config, rows
+from ..problem import SLACK_ULPS, Operands, SimilarityProblem, scale_of
+
+NORM_TARGET = {torch.float16: 10}
+"""Prepared rows have norms near 2**this. float16 has few small numbers, so there it is not 0."""
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter."""
+    return not isinstance(rows.prepare, triton.runtime.JITFunction)
+
+
+@functools.cache
+def architecture(device: torch.device) -> config.Architecture:
+    """That of a device; one that no table knows counts as what its vendor had first."""
+    if interpreted():
+        return config.ARCHITECTURES["sm_80"]
+    if torch.version.hip:
+        return config.ARCHITECTURES["gfx942"]
+    properties = torch.cuda.get_device_properties(device)
+    name = f"sm_{properties.major}0"
+    known = config.ARCHITECTURES.get(name)
+    if known is not None and properties.minor == 0:
+        return known
+    least = properties.shared_memory_per_block
+    shared = getattr(properties, "shared_memory_per_block_optin", least)
+    return config.Architecture(
+        f"sm_{properties.major}{properties.minor}",
+        shared,
+        properties.shared_memory_per_multiprocessor,
+        bulk=properties.major >= 9,
+        multiprocessors=properties.multi_processor_count,
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A prepared operand, see `kernels.rows`."""
+
+    given: Tensor  # (n, D)
+    data: Tensor  # (n, padded)
+    inverse: Tensor  # (n,) float32
+    rescale: Tensor  # (n,) float32
+
+    @property
+    def count(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def padded(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.given.shape[1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Candidates that all queries share: the keys or the shared negatives."""
+
+    rows: Rows
+    in_batch: bool
+    ids: Tensor | None
+    guide: Tensor | None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the passes read."""
+
+    problem: SimilarityProblem
+    operands: Operands
+    query: Rows
+    key: Rows
+    blocks: tuple[Block, ...]
+    scale: Tensor | float
+    positives: int  # a row
+    index: Tensor | None  # (N, P)
+    similarity: Tensor  # (N, P)
+    reference: Tensor  # (N,)
+    limit: Tensor | None  # (N,)
+    guide: Tensor | None  # (N, padded)
+
+    @property
+    def two_way(self) -> bool:
+        return self.problem.symmetric
+
+    @property
+    def log2_count(self) -> float:
+        """log2 of the longest sum."""
+        return math.log2(max(self.query.count, *(block.rows.count for block in self.blocks), 1))
+
+    @property
+    def offset(self) -> float:
+        """The static offset, centred: 2**(logit - offset) and its sums have the same room."""
+        return math.ceil(self.log2_count / 2)
+
+    def may_be_bounded(self, block: Block, most: float = config.RANGE) -> bool | None:
+        """Whether the static offset serves; None where only the device knows the temperature."""
+        if not self.problem.normalize or block.bias is not None:
+            return False
+        if not block.in_batch and self.problem.group_log_weight:
+            return False
+        if isinstance(self.scale, Tensor):
+            return None
+        return 2 * math.log2(math.e) * self.scale + self.log2_count <= most
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        return {"scale": self.scale, "SCALE_IS_TENSOR": isinstance(self.scale, Tensor)}
+
+
+def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
+    """Norms and aligned copies of all operands, similarities of the positives."""
+    query = _rows(operands.query, problem)
+    key = _rows(operands.key, problem)
+    blocks = []
+    guide = None if operands.guide_query is None else _guide(operands.guide_query)
+    if problem.in_batch:
+        theirs = None if operands.guide_key is None else _guide(operands.guide_key)
+        blocks.append(Block(key, True, _contiguous(operands.key_ids), theirs))
+    if operands.negatives is not None:
+        theirs = None if operands.guide_negatives is None else _guide(operands.guide_negatives)
+        blocks.append(
+            Block(
+                _rows(operands.negatives, problem),
+                False,
+                _contiguous(operands.negative_ids),
+                theirs,
+                _contiguous(operands.negative_bias),
+            )
+        )
+    n = query.count
+    index = _contiguous(operands.positives)
+    positives = 1 if index is None else index.shape[1]
+    # With a pad of one column, so that no positives at all are still a pointer.
+    similarity = operands.query.new_empty((n, max(positives, 1)), dtype=torch.float32)
+    reference = similarity.new_empty(n)
+    limit = similarity.new_empty(n) if problem.false_negative_margin < math.inf else None
+    grid, shape = row_programs(n, query.padded)
+    rows.positive_similarity[grid](
+        query.data,
+        key.data,
+        query.inverse,
+        key.inverse,
+        index if positives else None,
+        similarity,
+        reference,
+        limit,
+        problem.margin,
+        problem.false_negative_margin if limit is not None else 0.0,
+        SLACK_ULPS,
+        n,
+        positives,
+        query.padded,
+        NORMALIZE=problem.normalize,
+        **shape,
+    )
+    return Job(
+        problem,
+        operands,
+        query,
+        key,
+        tuple(blocks),
+        scale_of(problem, operands),
+        positives,
+        index if positives else None,
+        similarity,
+        reference,
+        limit,
+        guide,
+    )
+
+
+def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block shape of a row-wise kernel: 16 KiB of float32 a program, at least one row."""
+    block = triton.next_power_of_2(padded)
+    height = 16 if interpreted() else max(1, min(16, 4096 // block))
+    return (triton.cdiv(count, height),), {"ROWS": height, "BLOCK": block}
+
+
+def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
+    x = x.detach()
+    block = config.depth_block(x.element_size(), interpreted())
+    padded = triton.cdiv(x.shape[1], block) * block
+    data = x.new_empty((x.shape[0], padded))
+    inverse, rescale = x.new_empty((2, x.shape[0]), dtype=torch.float32)
+    grid, shape = row_programs(x.shape[0], padded)
+    rows.prepare[grid](
+        x,
+        x.stride(0),
+        x.stride(1),
+        data,
+        inverse,
+        rescale,
+        x.shape[0],
+        x.shape[1],
+        padded,
+        NORMALIZE=problem.normalize,
+        TARGET=NORM_TARGET.get(x.dtype, 0),
+        **shape,
+    )
+    return Rows(x, data, inverse, rescale)
+
+
+def _guide(x: Tensor) -> Tensor:
+    """Padded to whole depth blocks."""
+    block = config.depth_block(x.element_size(), interpreted())
+    return torch.nn.functional.pad(x.detach(), (0, -x.shape[1] % block)).contiguous()
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()

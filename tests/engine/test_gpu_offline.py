@@ -1,0 +1,89 @@
+"""What every GPU kernel compiles to, without a GPU: `make gpu-offline` does all of them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    """The plain problems in bfloat16 on Hopper: the kernels whose speed was promised."""
+    pytest.importorskip("triton")
+    output = tmp_path_factory.mktemp("offline") / "plans.json"
+    module = "contrastive_ops.benchmarks.gpu_offline"
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--quick", "--arch", "sm_90", "--output", str(output)],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(output.read_text())["plans"]
+
+
+def tiles(plan):
+    return [kernel for kernel in plan["kernels"] if "tile" in kernel]
+
+
+def test_no_faults(plans):
+    """No spills, within shared memory, tensor cores and bulk copies used."""
+    kernels = [kernel for plan in plans for kernel in plan["kernels"] if "faults" in kernel]
+    assert len(kernels) > 10
+    assert all(kernel["faults"] == [] and kernel["spills"] == 0 for kernel in kernels)
+
+
+def test_tiles_use_the_hardware(plans):
+    for plan in plans:
+        assert tiles(plan)
+        for kernel in tiles(plan):
+            assert kernel["matrix"] > 0
+            assert kernel["bulk"] > 0
+            assert 0 < kernel["registers"] <= 255
+            assert 0 < kernel["shared"] <= 227 << 10
+
+
+def test_one_way_computes_the_logits_once(plans):
+    """3G: one pass of tiles and two library products a chunk; two ways have a second pass."""
+    one, two = plans
+    assert {kernel["kernel"] for kernel in tiles(one)} == {"statistics"}
+    assert {kernel["kernel"] for kernel in tiles(two)} == {"statistics", "coefficients"}
+    for plan in plans:
+        assert plan["predicted_seconds"] > plan["roofline_seconds"]
+
+
+ROLES = """
+import os, pathlib, sys
+from contrastive_ops.kernels import config
+
+chip = config.ARCHITECTURES["sm_90"]
+other = config.Architecture("sm_89", 99 << 10, 100 << 10)
+for role in config.ROLES:
+    for itemsize, precision in ((2, "ieee"), (4, "ieee"), (4, "tf32"), (4, "tf32x3")):
+        for architecture in (*config.ARCHITECTURES.values(), other):
+            tile = config.tile_for(architecture, role, itemsize, precision)
+            assert tile.shared_bytes(itemsize) <= architecture.shared_bytes, (architecture, tile)
+            assert (128 // itemsize) % tile.block_k == 0, tile
+            assert not tile.bulk or architecture.bulk
+mine = config.Tile(64, 64, 32, 4, 2)
+path = pathlib.Path(sys.argv[1])
+config.write_tuned(path, {("sm_90", "16", "plain"): mine})
+before = config.tile_for(chip, "plain", 2, "ieee")
+os.environ[config.TUNED_VARIABLE] = str(path)
+assert config.tile_for(chip, "plain", 2, "ieee") == mine != before
+assert config.tile_for(chip, "maxima", 2, "ieee") != mine
+"""
+
+
+def test_tiles_keep_their_constraints(tmp_path):
+    """On architectures with a table and without one; tuned tiles only where they are asked for."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", ROLES, str(tmp_path / "tiles.json")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
