@@ -211,3 +211,47 @@ def _prefixes(
     return [
         (dim, check.number("matryoshka_weights", w)) for dim, w in zip(dims, weights, strict=True)
     ]
+
+
+# One file a family in `objectives`; they are built on `info_nce` and on the engine's reductions.
+from .objectives.decoupled import debiased_nce, decoupled_nce  # noqa: E402
+from .objectives.guided import threshold_guided_nce  # noqa: E402
+from .objectives.hardness import hardness_weighted_nce  # noqa: E402
+from .objectives.joint import joint_nce  # noqa: E402
+from .objectives.logit_bias import (  # noqa: E402
+    brownian_bridge_nce,
+    gaussian_decay_nce,
+    sampled_softmax,
+    squared_l2_nce,
+)
+from .objectives.nt_xent import nt_xent  # noqa: E402
+from .objectives.own_positive import own_positive_nce  # noqa: E402
+from .objectives.soft_nearest_neighbor import soft_nearest_neighbor  # noqa: E402
+from .objectives.soft_targets import (  # noqa: E402
+    ai_feedback_nce,
+    quick_thought,
+    soft_target_nce,
+    uni_cl,
+)
+from .objectives.sup_con import sup_con  # noqa: E402
+
+__all__ = [
+    "ai_feedback_nce",
+    "brownian_bridge_nce",
+    "debiased_nce",
+    "decoupled_nce",
+    "gaussian_decay_nce",
+    "hardness_weighted_nce",
+    "info_nce",
+    "joint_nce",
+    "nt_xent",
+    "own_positive_nce",
+    "quick_thought",
+    "sampled_softmax",
+    "soft_nearest_neighbor",
+    "soft_target_nce",
+    "squared_l2_nce",
+    "sup_con",
+    "threshold_guided_nce",
+    "uni_cl",
+]

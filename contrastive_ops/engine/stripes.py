@@ -1,0 +1,308 @@
+"""Losses that need a whole row of similarities, evaluated on a stripe of rows at a time.
+
+A *row loss* is a function ``f(rows, shared, start, **options) -> (R,)``: ``rows`` are R rows of
+some tensors, beginning at row ``start``; ``shared`` is what every row is compared with. It is
+written in plain differentiable PyTorch as if R were all rows. One stripe's matrices exist at a
+time, and where the rows' weights are known beforehand its gradient is finished while they do, so
+that nothing is computed twice. Memory beyond inputs and gradients: ``workspace_bytes``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .problem import DEFAULT_WORKSPACE_BYTES, Weight
+from .reference import MAX_ELEMENTS
+from .similarity import full_precision
+
+Tensors = tuple[Tensor | None, ...]
+RowLoss = Callable[..., Tensor]
+
+COPIES = 16
+"""Stripe-sized tensors alive at once, with what autograd keeps of them."""
+STRIPE_BYTES = 8 << 20
+"""One copy of a stripe is no larger than this, so that it stays in cache between operations."""
+
+
+class Plan(NamedTuple):
+    """What a custom operator can be told about a row loss: names and numbers."""
+
+    function: str  # "module:name"
+    options: str  # repr of a dict of plain values
+    row_tensors: int  # how many of the tensors are cut into stripes
+    workspace_bytes: int
+
+
+def stripe_losses(
+    function: RowLoss,
+    rows: Sequence[Tensor | None],
+    shared: Sequence[Tensor | None],
+    weight: Weight | None,
+    *,
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """The row losses (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
+
+    Args:
+        function: a row loss, defined at the top level of a module.
+        rows: tensors with N rows each, or None; the first is a tensor.
+        shared: tensors that every row sees, or None. The longest has as many rows as a row of the
+            loss's matrices has columns.
+        weight: (N,) or a number, not differentiated.
+        backend: ``"reference"`` evaluates all rows at once, in float64.
+        options: plain values, handed to the function.
+
+    Differentiable in every floating tensor. With ``create_graph=True`` all rows are evaluated at
+    once, up to 2**26 elements a matrix.
+    """
+    first = rows[0]
+    assert first is not None
+    tensors = (*rows, *shared)
+    name = backends.choose(backend, first.device)
+    if name == "reference":
+        wide = [t.double() if _floating(t) else t for t in tensors]  # type: ignore[union-attr]
+        losses = function(tuple(wide[: len(rows)]), tuple(wide[len(rows) :]), 0, **options)
+        result = losses if weight is None else (losses * weight).sum()
+        return result.to(torch.float64 if first.dtype == torch.float64 else torch.float32)
+    plan = Plan(
+        f"{function.__module__}:{function.__qualname__}",
+        repr(options),
+        len(rows),
+        DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes,
+    )
+    wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
+    run = _dispatched if torch.compiler.is_compiling() else _evaluate
+    if weight is None:
+        if not any(wanted):
+            return run(plan, None, 1.0, wanted, tensors)[0]
+        return _Losses.apply(run, plan, wanted, *tensors)
+    tensor_weight, number = (weight, 1.0) if isinstance(weight, Tensor) else (None, weight)
+    factor = 1.0
+    if run is _dispatched:  # a number such as 1 / N would make a graph of its own for each N
+        number, factor = 1.0, number
+    if tensor_weight is None and run is _dispatched:
+        tensor_weight = first.new_ones(first.shape[0])
+    if not any(wanted):
+        return run(plan, tensor_weight, number, wanted, tensors)[0] * factor
+    return _Total.apply(run, plan, wanted, number, tensor_weight, *tensors)[0] * factor
+
+
+class _Total(torch.autograd.Function):
+    """sum_i weight_i L_i; its gradients are computed with it and wait for the backward."""
+
+    @staticmethod
+    def forward(run, plan, wanted, number, weight, *tensors):  # type: ignore[no-untyped-def]
+        return tuple(run(plan, _or_ones(weight, number, tensors[0]), number, wanted, tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, ctx.plan, ctx.wanted, ctx.number, weight, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, *tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
+        weight, *saved = ctx.saved_tensors
+        count = len(ctx.wanted)
+        tensors, grads = saved[:count], saved[count:]
+        if grad_loss is None:
+            return (None,) * (5 + count)
+        if torch.is_grad_enabled():
+            seed = grad_loss * (ctx.number if weight is None else weight)
+            grads = _dense_gradients(ctx.plan, tensors, ctx.wanted, seed)
+        else:
+            grads = [grad * grad_loss for grad in grads]
+        return (None,) * 5 + _at_wanted(grads, ctx.wanted)
+
+
+class _Losses(torch.autograd.Function):
+    """The (N,) losses; the backward evaluates each stripe once more."""
+
+    @staticmethod
+    def forward(run, plan, wanted, *tensors):  # type: ignore[no-untyped-def]
+        return run(plan, None, 1.0, (False,) * len(wanted), tensors)[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.run, ctx.plan, ctx.wanted, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad_losses):  # type: ignore[no-untyped-def]
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = _dense_gradients(ctx.plan, tensors, ctx.wanted, grad_losses)
+        else:
+            grads = ctx.run(ctx.plan, grad_losses.contiguous(), 1.0, ctx.wanted, tensors)[1:]
+        return (None,) * 3 + _at_wanted(grads, ctx.wanted)
+
+
+def _evaluate(
+    plan: Plan,
+    weight: Tensor | None,
+    number: float,
+    wanted: Sequence[bool],
+    tensors: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """The loss (row losses without ``weight``), then the wanted gradients, stripe by stripe."""
+    first = tensors[0]
+    assert first is not None
+    function, options = _function(plan.function), _options(plan.options)
+    plain = [None if t is None else t.detach() for t in tensors]
+    with full_precision(first.device):
+        if weight is None:
+            with torch.no_grad():
+                parts = [
+                    function(*_cut(plan, plain, rows), rows.start, **options)
+                    for rows in _stripes(plan, plain)
+                ]
+            return [torch.cat(parts)]
+        grads = [
+            torch.zeros_like(t) if t is not None and w else None
+            for t, w in zip(plain, wanted, strict=True)
+        ]
+        loss = torch.zeros((), dtype=torch.float64, device=first.device)
+        for rows in _stripes(plan, plain):
+            with torch.enable_grad():
+                leaves = [
+                    None
+                    if t is None
+                    else (t[rows] if i < plan.row_tensors else t).detach().requires_grad_(w)
+                    for i, (t, w) in enumerate(zip(plain, wanted, strict=True))
+                ]
+                of_rows = tuple(leaves[: plan.row_tensors])
+                losses = function(of_rows, tuple(leaves[plan.row_tensors :]), rows.start, **options)
+                part = (losses * weight[rows]).sum() * number
+            loss += part.detach()
+            if not any(wanted) or not part.requires_grad:
+                continue
+            asked = [leaf for leaf, w in zip(leaves, wanted, strict=True) if w]
+            found = iter(torch.autograd.grad(part, asked, allow_unused=True))  # type: ignore[arg-type]
+            for i, grad in enumerate(grads):
+                new = next(found) if grad is not None else None
+                if grad is None or new is None:
+                    continue
+                if i < plan.row_tensors:
+                    grad[rows] = new
+                else:
+                    grad += new
+    return [loss.to(first.dtype), *[grad for grad in grads if grad is not None]]
+
+
+def _or_ones(weight: Tensor | None, number: float, first: Tensor) -> Tensor:
+    return first.new_ones(first.shape[0]) if weight is None else weight
+
+
+def _dense_gradients(
+    plan: Plan, tensors: Sequence[Tensor | None], wanted: Sequence[bool], seed: Tensor
+) -> list[Tensor]:
+    """Gradients of sum_i seed_i L_i that can be differentiated again."""
+    first = tensors[0]
+    assert first is not None
+    n, width = first.shape[0], _width(plan, tensors)
+    if n * width > MAX_ELEMENTS:
+        raise ValueError(
+            f"second derivatives build dense {n} x {width} matrices, expected at most "
+            f"{MAX_ELEMENTS} elements"
+        )
+    function, options = _function(plan.function), _options(plan.options)
+    # Aliases: one tensor given twice, as rows and as shared, has a gradient in each of its roles.
+    tensors = [None if t is None else t.view_as(t) for t in tensors]
+    losses = function(*_cut(plan, tensors, slice(0, n)), 0, **options)
+    asked = [t for t, w in zip(tensors, wanted, strict=True) if w and t is not None]
+    grads = torch.autograd.grad((losses * seed).sum(), asked, create_graph=True, allow_unused=True)
+    return [
+        torch.zeros_like(t) if grad is None else grad for t, grad in zip(asked, grads, strict=True)
+    ]
+
+
+def _stripes(plan: Plan, tensors: Sequence[Tensor | None]) -> Iterator[slice]:
+    first = tensors[0]
+    assert first is not None
+    n = first.shape[0]
+    row_bytes = first.element_size() * max(_width(plan, tensors), 1)
+    step = min(plan.workspace_bytes // COPIES, STRIPE_BYTES) // row_bytes
+    step = max(1, step)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def _width(plan: Plan, tensors: Sequence[Tensor | None]) -> int:
+    shared = tensors[plan.row_tensors :]
+    return max((t.shape[0] for t in shared if t is not None and t.dim()), default=1)
+
+
+def _cut(plan: Plan, tensors: Sequence[Tensor | None], rows: slice) -> tuple[Tensors, Tensors]:
+    of_rows = tuple(None if t is None else t[rows] for t in tensors[: plan.row_tensors])
+    return of_rows, tuple(tensors[plan.row_tensors :])
+
+
+def _floating(x: Tensor | None) -> bool:
+    return x is not None and x.is_floating_point()
+
+
+def _at_wanted(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    rest = iter(grads)
+    return tuple(next(rest) if want else None for want in wanted)
+
+
+@functools.cache
+def _function(name: str) -> RowLoss:
+    module, attribute = name.split(":")
+    found: RowLoss = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+@functools.lru_cache(1024)
+def _options(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = ast.literal_eval(text)
+    return found
+
+
+# As an operator, which is how torch.compile sees it.
+_library = torch.library.Library("contrastive_ops", "FRAGMENT")
+_library.define(
+    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, "
+    "Tensor? weight, float number, bool[] wanted, Tensor?[] tensors) -> Tensor[]"
+)
+
+
+def _dispatched(
+    plan: Plan,
+    weight: Tensor | None,
+    number: float,
+    wanted: Sequence[bool],
+    tensors: Sequence[Tensor | None],
+) -> list[Tensor]:
+    return torch.ops.contrastive_ops.stripe_losses(
+        *plan, weight, number, list(wanted), list(tensors)
+    )
+
+
+def _kernel(*args: Any) -> list[Tensor]:
+    weight, number, wanted, tensors = args[4:]
+    return _evaluate(Plan(*args[:4]), weight, number, wanted, tensors)
+
+
+def _fake(*args: Any) -> list[Tensor]:
+    weight, _, wanted, tensors = args[4:]
+    first = tensors[0]
+    if weight is None:
+        return [first.new_empty(first.shape[0])]
+    grads = [torch.empty_like(t) for t, w in zip(tensors, wanted, strict=True) if w]
+    return [first.new_empty(()), *grads]
+
+
+_library.impl("stripe_losses", _kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("contrastive_ops::stripe_losses", _fake, lib=_library)
