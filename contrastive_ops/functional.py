@@ -226,6 +226,7 @@ from .objectives.logit_bias import (  # noqa: E402
 )
 from .objectives.nt_xent import nt_xent  # noqa: E402
 from .objectives.own_positive import own_positive_nce  # noqa: E402
+from .objectives.sigmoid import nce, pair_bce, sigmoid_loss  # noqa: E402
 from .objectives.soft_nearest_neighbor import soft_nearest_neighbor  # noqa: E402
 from .objectives.soft_targets import (  # noqa: E402
     ai_feedback_nce,
@@ -244,10 +245,13 @@ __all__ = [
     "hardness_weighted_nce",
     "info_nce",
     "joint_nce",
+    "nce",
     "nt_xent",
     "own_positive_nce",
+    "pair_bce",
     "quick_thought",
     "sampled_softmax",
+    "sigmoid_loss",
     "soft_nearest_neighbor",
     "soft_target_nce",
     "squared_l2_nce",

@@ -39,6 +39,8 @@ class Plan(NamedTuple):
     options: str  # repr of a dict of plain values
     row_tensors: int  # how many of the tensors are cut into stripes
     workspace_bytes: int
+    counts: bool  # whether the function also counts something in each row
+    width: int  # columns of the loss's matrices; 0: rows of the longest shared tensor
 
 
 def stripe_losses(
@@ -51,7 +53,32 @@ def stripe_losses(
     workspace_bytes: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """The row losses (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
+    """:func:`counted_stripe_losses` of a function that counts nothing."""
+    return counted_stripe_losses(
+        function,
+        rows,
+        shared,
+        weight,
+        backend=backend,
+        workspace_bytes=workspace_bytes,
+        counts=False,
+        **options,
+    )[0]
+
+
+def counted_stripe_losses(
+    function: RowLoss,
+    rows: Sequence[Tensor | None],
+    shared: Sequence[Tensor | None],
+    weight: Weight | None,
+    *,
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+    counts: bool = True,
+    width: int = 0,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The row losses (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim); and counts.
 
     Args:
         function: a row loss, defined at the top level of a module.
@@ -60,6 +87,9 @@ def stripe_losses(
             loss's matrices has columns.
         weight: (N,) or a number, not differentiated.
         backend: ``"reference"`` evaluates all rows at once, in float64.
+        counts: whether the function returns ``(losses, counts)``, (R,) each; the counts come back
+            as (N,) without gradient, else as an empty tensor.
+        width: columns of the loss's matrices, where that is not the longest shared tensor.
         options: plain values, handed to the function.
 
     Differentiable in every floating tensor. With ``create_graph=True`` all rows are evaluated at
@@ -72,29 +102,36 @@ def stripe_losses(
     if name == "reference":
         wide = [t.double() if _floating(t) else t for t in tensors]  # type: ignore[union-attr]
         losses = function(tuple(wide[: len(rows)]), tuple(wide[len(rows) :]), 0, **options)
+        losses, found = losses if counts else (losses, first.new_empty(0))
         result = losses if weight is None else (losses * weight).sum()
-        return result.to(torch.float64 if first.dtype == torch.float64 else torch.float32)
+        return result.to(torch.float64 if first.dtype == torch.float64 else torch.float32), found
     plan = Plan(
         f"{function.__module__}:{function.__qualname__}",
         repr(options),
         len(rows),
         DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes,
+        counts,
+        width,
     )
     wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
     run = _dispatched if torch.compiler.is_compiling() else _evaluate
     if weight is None:
         if not any(wanted):
-            return run(plan, None, 1.0, wanted, tensors)[0]
-        return _Losses.apply(run, plan, wanted, *tensors)
+            losses, found = run(plan, None, 1.0, wanted, tensors)
+            return losses, found
+        losses, found = _Losses.apply(run, plan, wanted, *tensors)
+        return losses, found
     tensor_weight, number = (weight, 1.0) if isinstance(weight, Tensor) else (None, weight)
     factor = 1.0
     if run is _dispatched:  # a number such as 1 / N would make a graph of its own for each N
         number, factor = 1.0, number
     if tensor_weight is None and run is _dispatched:
         tensor_weight = first.new_ones(first.shape[0])
-    if not any(wanted):
-        return run(plan, tensor_weight, number, wanted, tensors)[0] * factor
-    return _Total.apply(run, plan, wanted, number, tensor_weight, *tensors)[0] * factor
+    if any(wanted):
+        loss, found, *_ = _Total.apply(run, plan, wanted, number, tensor_weight, *tensors)
+    else:
+        loss, found, *_ = run(plan, tensor_weight, number, wanted, tensors)
+    return loss * factor, found
 
 
 class _Total(torch.autograd.Function):
@@ -109,7 +146,7 @@ class _Total(torch.autograd.Function):
         _, ctx.plan, ctx.wanted, ctx.number, weight, *tensors = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, *tensors, *output[1:])
+        ctx.save_for_backward(weight, *tensors, *output[2:])
 
     @staticmethod
     def backward(ctx, grad_loss, *_):  # type: ignore[no-untyped-def]
@@ -131,20 +168,21 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(run, plan, wanted, *tensors):  # type: ignore[no-untyped-def]
-        return run(plan, None, 1.0, (False,) * len(wanted), tensors)[0]
+        return tuple(run(plan, None, 1.0, (False,) * len(wanted), tensors))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         ctx.run, ctx.plan, ctx.wanted, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, grad_losses):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_losses, _):  # type: ignore[no-untyped-def]
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
             grads = _dense_gradients(ctx.plan, tensors, ctx.wanted, grad_losses)
         else:
-            grads = ctx.run(ctx.plan, grad_losses.contiguous(), 1.0, ctx.wanted, tensors)[1:]
+            grads = ctx.run(ctx.plan, grad_losses.contiguous(), 1.0, ctx.wanted, tensors)[2:]
         return (None,) * 3 + _at_wanted(grads, ctx.wanted)
 
 
@@ -155,19 +193,28 @@ def _evaluate(
     wanted: Sequence[bool],
     tensors: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    """The loss (row losses without ``weight``), then the wanted gradients, stripe by stripe."""
+    """The loss (row losses without ``weight``), counts, wanted gradients: stripe by stripe."""
     first = tensors[0]
     assert first is not None
     function, options = _function(plan.function), _options(plan.options)
     plain = [None if t is None else t.detach() for t in tensors]
+    counts = []
+
+    def losses_of(rows: Tensors, shared: Tensors, start: int) -> Tensor:
+        found = function(rows, shared, start, **options)
+        if not plan.counts:
+            return found
+        counts.append(found[1].detach().to(torch.float64))
+        return found[0]
+
     with full_precision(first.device):
         if weight is None:
             with torch.no_grad():
                 parts = [
-                    function(*_cut(plan, plain, rows), rows.start, **options)
+                    losses_of(*_cut(plan, plain, rows), rows.start)
                     for rows in _stripes(plan, plain)
                 ]
-            return [torch.cat(parts)]
+            return [torch.cat(parts), _joined(counts, first)]
         grads = [
             torch.zeros_like(t) if t is not None and w else None
             for t, w in zip(plain, wanted, strict=True)
@@ -182,7 +229,7 @@ def _evaluate(
                     for i, (t, w) in enumerate(zip(plain, wanted, strict=True))
                 ]
                 of_rows = tuple(leaves[: plan.row_tensors])
-                losses = function(of_rows, tuple(leaves[plan.row_tensors :]), rows.start, **options)
+                losses = losses_of(of_rows, tuple(leaves[plan.row_tensors :]), rows.start)
                 part = (losses * weight[rows]).sum() * number
             loss += part.detach()
             if not any(wanted) or not part.requires_grad:
@@ -197,7 +244,12 @@ def _evaluate(
                     grad[rows] = new
                 else:
                     grad += new
-    return [loss.to(first.dtype), *[grad for grad in grads if grad is not None]]
+    found_grads = [grad for grad in grads if grad is not None]
+    return [loss.to(first.dtype), _joined(counts, first), *found_grads]
+
+
+def _joined(counts: list[Tensor], first: Tensor) -> Tensor:
+    return torch.cat(counts) if counts else first.new_empty(0, dtype=torch.float64)
 
 
 def _or_ones(weight: Tensor | None, number: float, first: Tensor) -> Tensor:
@@ -220,6 +272,8 @@ def _dense_gradients(
     # Aliases: one tensor given twice, as rows and as shared, has a gradient in each of its roles.
     tensors = [None if t is None else t.view_as(t) for t in tensors]
     losses = function(*_cut(plan, tensors, slice(0, n)), 0, **options)
+    if plan.counts:
+        losses = losses[0]
     asked = [t for t, w in zip(tensors, wanted, strict=True) if w and t is not None]
     grads = torch.autograd.grad((losses * seed).sum(), asked, create_graph=True, allow_unused=True)
     return [
@@ -240,6 +294,8 @@ def _stripes(plan: Plan, tensors: Sequence[Tensor | None]) -> Iterator[slice]:
 
 def _width(plan: Plan, tensors: Sequence[Tensor | None]) -> int:
     shared = tensors[plan.row_tensors :]
+    if plan.width:
+        return plan.width
     return max((t.shape[0] for t in shared if t is not None and t.dim()), default=1)
 
 
@@ -273,8 +329,8 @@ def _options(text: str) -> dict[str, Any]:
 # As an operator, which is how torch.compile sees it.
 _library = torch.library.Library("contrastive_ops", "FRAGMENT")
 _library.define(
-    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, "
-    "Tensor? weight, float number, bool[] wanted, Tensor?[] tensors) -> Tensor[]"
+    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, bool counts, "
+    "int width, Tensor? weight, float number, bool[] wanted, Tensor?[] tensors) -> Tensor[]"
 )
 
 
@@ -291,17 +347,19 @@ def _dispatched(
 
 
 def _kernel(*args: Any) -> list[Tensor]:
-    weight, number, wanted, tensors = args[4:]
-    return _evaluate(Plan(*args[:4]), weight, number, wanted, tensors)
+    weight, number, wanted, tensors = args[len(Plan._fields) :]
+    return _evaluate(Plan(*args[: len(Plan._fields)]), weight, number, wanted, tensors)
 
 
 def _fake(*args: Any) -> list[Tensor]:
-    weight, _, wanted, tensors = args[4:]
+    plan = Plan(*args[: len(Plan._fields)])
+    weight, _, wanted, tensors = args[len(Plan._fields) :]
     first = tensors[0]
+    counts = first.new_empty(first.shape[0] if plan.counts else 0, dtype=torch.float64)
     if weight is None:
-        return [first.new_empty(first.shape[0])]
+        return [first.new_empty(first.shape[0]), counts]
     grads = [torch.empty_like(t) for t, w in zip(tensors, wanted, strict=True) if w]
-    return [first.new_empty(()), *grads]
+    return [first.new_empty(()), counts, *grads]
 
 
 _library.impl("stripe_losses", _kernel, "CompositeExplicitAutograd")

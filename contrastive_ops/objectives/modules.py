@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .. import functional
@@ -28,6 +29,9 @@ class Objective(nn.Module):
     """
 
     function: ClassVar[Callable[..., Tensor]]
+
+    learned: ClassVar[tuple[str, ...]] = ()
+    """Other numbers that ``learnable_temperature`` makes parameters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -48,12 +52,19 @@ class Objective(nn.Module):
                 learning.get("min_temperature", 0.01),
                 learning.get("max_temperature", 10.0),
             )
+        if self.temperature is not None and self.temperature.log_scale is not None:
+            for name in self.learned:
+                value = float(options.pop(name, known[name]))
+                setattr(self, name, nn.Parameter(torch.tensor(value)))
         self.options = options
 
     def forward(self, *tensors: Tensor, **options: Any) -> Tensor:
         call = {**self.options, **options}
         if self.temperature is not None:
             call.setdefault("temperature", self.temperature())
+        for name in self.learned:
+            if hasattr(self, name):
+                call.setdefault(name, getattr(self, name))
         return type(self).function(*tensors, **call)
 
     def extra_repr(self) -> str:
@@ -79,5 +90,13 @@ JointNCELoss = _twin("JointNCELoss", functional.joint_nce)
 OwnPositiveNCELoss = _twin("OwnPositiveNCELoss", functional.own_positive_nce)
 SoftTargetNCELoss = _twin("SoftTargetNCELoss", functional.soft_target_nce)
 UniCLLoss = _twin("UniCLLoss", functional.uni_cl)
+
+
+class SigmoidLoss(Objective):
+    """:func:`contrastive_ops.sigmoid_loss` as a module; a learnable temperature brings the bias."""
+
+    function = staticmethod(functional.sigmoid_loss)
+    learned = ("bias",)
+
 
 __all__: list[str] = [name for name, value in list(globals().items()) if name.endswith("Loss")]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from rows_sigmoid import ROWS as SIGMOID
 from rows_softmax import ROWS as SOFTMAX
 
-ROWS = SOFTMAX
+ROWS = [*SOFTMAX, *SIGMOID]
 IDS = [row.id for row in ROWS]
 every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 
