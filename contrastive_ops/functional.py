@@ -217,6 +217,15 @@ def _prefixes(
 from .objectives.decoupled import debiased_nce, decoupled_nce  # noqa: E402
 from .objectives.guided import threshold_guided_nce  # noqa: E402
 from .objectives.hardness import hardness_weighted_nce  # noqa: E402
+from .objectives.hinge import (  # noqa: E402
+    band_hinge,
+    cluster_band_hinge,
+    energy_hinge,
+    lifted_structure,
+    n_pair,
+    pair_contrastive,
+    token_hinge,
+)
 from .objectives.joint import joint_nce  # noqa: E402
 from .objectives.logit_bias import (  # noqa: E402
     brownian_bridge_nce,
@@ -235,20 +244,27 @@ from .objectives.soft_targets import (  # noqa: E402
     uni_cl,
 )
 from .objectives.sup_con import sup_con  # noqa: E402
+from .objectives.triplet import triplet, triplet_margin  # noqa: E402
 
 __all__ = [
     "ai_feedback_nce",
+    "band_hinge",
     "brownian_bridge_nce",
+    "cluster_band_hinge",
     "debiased_nce",
     "decoupled_nce",
+    "energy_hinge",
     "gaussian_decay_nce",
     "hardness_weighted_nce",
     "info_nce",
     "joint_nce",
+    "lifted_structure",
+    "n_pair",
     "nce",
     "nt_xent",
     "own_positive_nce",
     "pair_bce",
+    "pair_contrastive",
     "quick_thought",
     "sampled_softmax",
     "sigmoid_loss",
@@ -257,5 +273,8 @@ __all__ = [
     "squared_l2_nce",
     "sup_con",
     "threshold_guided_nce",
+    "token_hinge",
+    "triplet",
+    "triplet_margin",
     "uni_cl",
 ]

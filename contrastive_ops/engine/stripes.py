@@ -24,7 +24,7 @@ from .reference import MAX_ELEMENTS
 from .similarity import full_precision
 
 Tensors = tuple[Tensor | None, ...]
-RowLoss = Callable[..., Tensor]
+RowLoss = Callable[..., Any]
 
 COPIES = 16
 """Stripe-sized tensors alive at once, with what autograd keeps of them."""
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     options: str  # repr of a dict of plain values
     row_tensors: int  # how many of the tensors are cut into stripes
     workspace_bytes: int
-    counts: bool  # whether the function also counts something in each row
+    counts: int  # how many things the function counts in each row
     width: int  # columns of the loss's matrices; 0: rows of the longest shared tensor
 
 
@@ -61,7 +61,7 @@ def stripe_losses(
         weight,
         backend=backend,
         workspace_bytes=workspace_bytes,
-        counts=False,
+        counts=0,
         **options,
     )[0]
 
@@ -74,7 +74,7 @@ def counted_stripe_losses(
     *,
     backend: str | None = None,
     workspace_bytes: int | None = None,
-    counts: bool = True,
+    counts: int = 1,
     width: int = 0,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -87,8 +87,8 @@ def counted_stripe_losses(
             loss's matrices has columns.
         weight: (N,) or a number, not differentiated.
         backend: ``"reference"`` evaluates all rows at once, in float64.
-        counts: whether the function returns ``(losses, counts)``, (R,) each; the counts come back
-            as (N,) without gradient, else as an empty tensor.
+        counts: C > 0 if the function returns ``(losses, counts)``, (R,) and (R, C); the counts come
+            back as (N, C) float64, without gradient.
         width: columns of the loss's matrices, where that is not the longest shared tensor.
         options: plain values, handed to the function.
 
@@ -249,7 +249,7 @@ def _evaluate(
 
 
 def _joined(counts: list[Tensor], first: Tensor) -> Tensor:
-    return torch.cat(counts) if counts else first.new_empty(0, dtype=torch.float64)
+    return torch.cat(counts) if counts else first.new_empty(first.shape[0], 0, dtype=torch.float64)
 
 
 def _or_ones(weight: Tensor | None, number: float, first: Tensor) -> Tensor:
@@ -329,7 +329,7 @@ def _options(text: str) -> dict[str, Any]:
 # As an operator, which is how torch.compile sees it.
 _library = torch.library.Library("contrastive_ops", "FRAGMENT")
 _library.define(
-    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, bool counts, "
+    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, int counts, "
     "int width, Tensor? weight, float number, bool[] wanted, Tensor?[] tensors) -> Tensor[]"
 )
 
@@ -355,7 +355,7 @@ def _fake(*args: Any) -> list[Tensor]:
     plan = Plan(*args[: len(Plan._fields)])
     weight, _, wanted, tensors = args[len(Plan._fields) :]
     first = tensors[0]
-    counts = first.new_empty(first.shape[0] if plan.counts else 0, dtype=torch.float64)
+    counts = first.new_empty(first.shape[0], plan.counts, dtype=torch.float64)
     if weight is None:
         return [first.new_empty(first.shape[0]), counts]
     grads = [torch.empty_like(t) for t, w in zip(tensors, wanted, strict=True) if w]

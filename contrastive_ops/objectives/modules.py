@@ -91,6 +91,13 @@ OwnPositiveNCELoss = _twin("OwnPositiveNCELoss", functional.own_positive_nce)
 SoftTargetNCELoss = _twin("SoftTargetNCELoss", functional.soft_target_nce)
 UniCLLoss = _twin("UniCLLoss", functional.uni_cl)
 
+TripletMarginLoss = _twin("TripletMarginLoss", functional.triplet_margin)
+TripletLoss = _twin("TripletLoss", functional.triplet)
+LiftedStructureLoss = _twin("LiftedStructureLoss", functional.lifted_structure)
+NPairLoss = _twin("NPairLoss", functional.n_pair)
+EnergyHingeLoss = _twin("EnergyHingeLoss", functional.energy_hinge)
+PairContrastiveLoss = _twin("PairContrastiveLoss", functional.pair_contrastive)
+
 
 class SigmoidLoss(Objective):
     """:func:`contrastive_ops.sigmoid_loss` as a module; a learnable temperature brings the bias."""

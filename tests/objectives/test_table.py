@@ -9,10 +9,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from rows_hinge import ROWS as HINGE
 from rows_sigmoid import ROWS as SIGMOID
 from rows_softmax import ROWS as SOFTMAX
 
-ROWS = [*SOFTMAX, *SIGMOID]
+ROWS = [*SOFTMAX, *SIGMOID, *HINGE]
 IDS = [row.id for row in ROWS]
 every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 
