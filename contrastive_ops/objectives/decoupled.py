@@ -44,7 +44,7 @@ def decoupled_nce(
     Raises:
         ValueError: a single pair, which has no negatives, or as in :func:`info_nce`.
 
-    Source: Yeh et al. 2022, "Decoupled Contrastive Learning" (arXiv 2110.06848), eqs. 4 and 6.
+    Source: Yeh et al. 2022, "Decoupled Contrastive Learning" (arXiv 2110.06848)
     """
     problem, operands, positives = _two_views(
         view_a, view_b, temperature, normalize, workspace_bytes
@@ -97,8 +97,8 @@ def debiased_nce(
     Raises:
         ValueError: a single pair, which has no negatives, or as in :func:`info_nce`.
 
-    Source: Chuang et al. 2020, "Debiased Contrastive Learning" (arXiv 2007.00224), eq. 8; Robinson
-    et al. 2021, "Contrastive Learning with Hard Negative Samples" (arXiv 2010.04592), eq. 4.
+    Source: Chuang et al. 2020, "Debiased Contrastive Learning" (arXiv 2007.00224); Robinson
+    et al. 2021, "Contrastive Learning with Hard Negative Samples" (arXiv 2010.04592).
     """
     prior = check.number("positive_prior", positive_prior, 0.0, 1.0)
     if prior == 1.0:

@@ -50,7 +50,7 @@ def threshold_guided_nce(
         ValueError: as in :func:`info_nce`.
 
     Source: Zhou et al. 2022, "Debiased Contrastive Learning of Unsupervised Sentence
-    Representations" (arXiv 2205.00656), eq. 6; Wang et al. 2023, "MultiCSR" (arXiv 2312.01107).
+    Representations" (arXiv 2205.00656); MultiCSR (2023).
     """
     check.choice("objective", objective, ("softmax_ce", "softmax_bce"))
     if excluded_logit not in (None, 0):

@@ -58,7 +58,7 @@ def hardness_weighted_nce(
     Raises:
         ValueError: as in :func:`info_nce`.
 
-    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812), eq. 4; ``hardness_mode`` of
+    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812); ``hardness_mode`` of
     sentence-transformers' MultipleNegativesRankingLoss.
     """
     check.choice("hardness_of", hardness_of, ("all", "in_batch", "negatives"))

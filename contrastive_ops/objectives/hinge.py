@@ -93,7 +93,7 @@ def n_pair(
         ValueError: as in :func:`info_nce`.
 
     Source: Sohn 2016, "Improved Deep Metric Learning with Multi-class N-pair Loss Objective"
-    (NeurIPS), eqs. 6 and 9.
+    (NeurIPS)
     """
     anchor, positive = pairs(anchor=anchor, positive=positive)
     weight = check.number("l2_weight", l2_weight, 0.0)
@@ -139,7 +139,7 @@ def energy_hinge(
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
     Source: Jiang et al. 2022, "Improved Universal Sentence Embeddings with Prompt-based Contrastive
-    Learning and Energy-based Learning" (arXiv 2203.06875), eq. 7.
+    Learning and Energy-based Learning" (arXiv 2203.06875)
     """
     if negatives is None:
         query, key = matrices(query=query, key=key)
@@ -192,7 +192,7 @@ def band_hinge(
     Raises:
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
-    Source: Wang et al. 2022, "SNCSE" (arXiv 2201.05979), eq. 5.
+    Source: Wang et al. 2022, "SNCSE" (arXiv 2201.05979)
     """
     alpha, beta = check.number("lower", lower), check.number("upper", upper)
     rows = pairs(query=query, key=key, negatives=negatives)
@@ -228,7 +228,7 @@ def cluster_band_hinge(
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
     Source: Deng et al. 2023, "Clustering-Aware Negative Sampling for Unsupervised Sentence
-    Representation" (arXiv 2305.09892), eq. 8, and the authors' code.
+    Representation" (arXiv 2305.09892), and the authors' code.
     """
     query, key = pairs(query=query, key=key)
     check.choice("reduction", reduction, ("mean", "sum"))
@@ -274,7 +274,7 @@ def token_hinge(
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
     Source: Su et al. 2022, "A Contrastive Framework for Neural Text Generation"
-    (arXiv 2202.06417), eq. 2.
+    (arXiv 2202.06417)
     """
     check.matrix("tokens", tokens, (3,))
     if 0 in tokens.shape:
@@ -321,8 +321,7 @@ def pair_contrastive(
     Raises:
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
-    Source: Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping" (CVPR),
-    eq. 4.
+    Source: Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping" (CVPR).
     """
     check.choice("distance", distance, ("sq_l2", "l2", "cosine"))
     margin = check.number("margin", margin)

@@ -57,7 +57,7 @@ def joint_nce(
         ValueError: unknown directions, or as in :func:`info_nce`.
 
     Source: Li et al. 2023, "Towards General Text Embeddings with Multi-stage Contrastive Learning"
-    (arXiv 2308.03281), eq. 2.
+    (arXiv 2308.03281).
     """
     query, key = pairs(query=query, key=key)
     for direction in directions:

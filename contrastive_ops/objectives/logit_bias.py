@@ -45,7 +45,7 @@ def sampled_softmax(
         ValueError: as in :func:`info_nce`.
 
     Source: Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item
-    recommendations" (RecSys), eq. 5.
+    recommendations" (RecSys)
     """
     query, key = matrices(query=query, key=key)
     check.matrix("key_log_probability", key_log_probability, (1,))
@@ -91,7 +91,7 @@ def squared_l2_nce(
     Raises:
         ValueError: as in :func:`info_nce`.
 
-    Source: Eysenbach et al. 2024, "Inference via Interpolation" (arXiv 2403.04082), eq. 4 (T = 2,
+    Source: Eysenbach et al. 2024, "Inference via Interpolation" (arXiv 2403.04082; T = 2,
     symmetric).
     """
     query, key = squared_l2_factors(*matrices(query=query, key=key))
@@ -136,8 +136,8 @@ def brownian_bridge_nce(
     Raises:
         ValueError: times out of order, or as in :func:`info_nce`.
 
-    Source: Wang et al. 2022, "Language modeling via stochastic processes" (arXiv 2203.11370),
-    eq. 3, and the authors' code.
+    Source: Wang et al. 2022, "Language modeling via stochastic processes" (arXiv 2203.11370), and
+    the authors' code.
     """
     start, middle, end = (wide(x) for x in pairs(start=start, middle=middle, end=end))
     times = []
@@ -202,7 +202,7 @@ def gaussian_decay_nce(
         ValueError: as in :func:`info_nce`.
 
     Source: Lai et al. 2024, "Enhancing Unsupervised Sentence Embeddings via Knowledge-Driven Data
-    Augmentation and Gaussian-Decayed Contrastive Learning" (arXiv 2409.12887), eq. 8.
+    Augmentation and Gaussian-Decayed Contrastive Learning" (arXiv 2409.12887).
     """
     query, key, negatives = pairs(query=query, key=key, negatives=negatives)
     width = check.positive_number("decay_width", decay_width)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..losses import Temperature
+from .decorrelation import GroupZCA, Whitening
+from .queues import EmbeddingQueue, QueueBank
 
 _LEARNING = ("learnable_temperature", "min_temperature", "max_temperature")
 
@@ -97,6 +99,15 @@ LiftedStructureLoss = _twin("LiftedStructureLoss", functional.lifted_structure)
 NPairLoss = _twin("NPairLoss", functional.n_pair)
 EnergyHingeLoss = _twin("EnergyHingeLoss", functional.energy_hinge)
 PairContrastiveLoss = _twin("PairContrastiveLoss", functional.pair_contrastive)
+AngleLoss = _twin("AngleLoss", functional.angle)
+CoSENTLoss = _twin("CoSENTLoss", functional.cosent)
+ListNetLoss = _twin("ListNetLoss", functional.list_net)
+ListMLELoss = _twin("ListMLELoss", functional.list_mle)
+SimilarityDivergenceLoss = _twin("SimilarityDivergenceLoss", functional.similarity_divergence)
+MarginMSELoss = _twin("MarginMSELoss", functional.margin_mse)
+BarlowTwinsLoss = _twin("BarlowTwinsLoss", functional.barlow_twins)
+VICRegLoss = _twin("VICRegLoss", functional.vicreg)
+KoLeoLoss = _twin("KoLeoLoss", functional.ko_leo)
 
 
 class SigmoidLoss(Objective):
@@ -106,4 +117,5 @@ class SigmoidLoss(Objective):
     learned = ("bias",)
 
 
-__all__: list[str] = [name for name, value in list(globals().items()) if name.endswith("Loss")]
+__all__: list[str] = ["EmbeddingQueue", "GroupZCA", "QueueBank", "Whitening"]
+__all__ += [name for name, value in list(globals().items()) if name.endswith("Loss")]

@@ -38,7 +38,7 @@ def own_positive_nce(
         ValueError: as in :func:`info_nce`.
 
     Source: Kim, Yoo and Lee 2021, "Self-Guided Contrastive Learning for BERT Sentence
-    Representations" (arXiv 2106.07345), eq. 6, whose loss adds up the layers where this one takes
+    Representations" (arXiv 2106.07345), whose loss adds up the layers where this one takes
     their mean.
     """
     check.matrix("positives", positives, (3,))

@@ -120,8 +120,8 @@ def nce(
     Raises:
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
-    Source: Gutmann and Hyvärinen 2010, "Noise-contrastive estimation" (AISTATS), eq. 3; Mikolov et
-    al. 2013 (arXiv 1310.4546), eq. 4.
+    Source: Gutmann and Hyvärinen 2010, "Noise-contrastive estimation" (AISTATS); Mikolov et
+    al. 2013 (arXiv 1310.4546).
     """
     check.matrix("noise", noise, (2, 3))
     query, positive = pairs(query=query, positive=positive)

@@ -46,7 +46,7 @@ def soft_nearest_neighbor(
         ValueError: labels that are no (N,) integers, or as in :func:`info_nce`.
 
     Source: Frosst, Papernot and Hinton 2019, "Analyzing and Improving Representations with the Soft
-    Nearest Neighbor Loss" (arXiv 1902.01889), eq. 1.
+    Nearest Neighbor Loss" (arXiv 1902.01889).
     """
     (rows,) = matrices(embeddings=embeddings)
     label = checked_labels("labels", labels, rows)

@@ -109,7 +109,7 @@ def ai_feedback_nce(
         ValueError: as in :func:`info_nce`.
 
     Source: Cheng et al. 2023, "Improving Contrastive Learning of Sentence Embeddings from AI
-    Feedback" (arXiv 2305.01918), section 3.3.
+    Feedback" (arXiv 2305.01918).
     """
     query, key = matrices(query=query, key=key)
     check.choice("smoothing", smoothing, ("positive", "all"))
@@ -162,7 +162,7 @@ def quick_thought(
         ValueError: fewer than two sentences, or as in :func:`info_nce`.
 
     Source: Logeswaran and Lee 2018, "An efficient framework for learning sentence representations"
-    (arXiv 1803.02893), eq. 3, and the authors' code.
+    (arXiv 1803.02893), and the authors' code.
     """
     sentences, contexts = pairs(sentences=sentences, contexts=contexts)
     n = sentences.shape[0]
@@ -221,7 +221,7 @@ def uni_cl(
         ValueError: labels that are no integers of the right shape, or as in :func:`info_nce`.
 
     Source: Yang et al. 2022, "Unified Contrastive Learning in Image-Text-Label Space"
-    (arXiv 2204.03610), eqs. 3 and 4 (which add the directions; this is their mean).
+    (arXiv 2204.03610) (which add the directions; this is their mean).
     """
     query, key = matrices(query=query, key=key)
     of_query = labels("query_labels", query_labels, query)

@@ -74,8 +74,8 @@ def triplet_margin(
     Raises:
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
-    Source: Schroff et al. 2015, "FaceNet" (arXiv 1503.03832), eqs. 2 to 4; Hermans et al. 2017, "In
-    Defense of the Triplet Loss" (arXiv 1703.07737), eq. 5; easy positives: Xuan et al. 2020
+    Source: Schroff et al. 2015, "FaceNet" (arXiv 1503.03832); Hermans et al. 2017, "In
+    Defense of the Triplet Loss" (arXiv 1703.07737); easy positives: Xuan et al. 2020
     (arXiv 1904.04370).
     """
     (rows,) = matrices(embeddings=embeddings)
@@ -144,8 +144,8 @@ def triplet(
     Raises:
         ValueError: as in :func:`contrastive_ops.info_nce`.
 
-    Source: Reimers and Gurevych 2019 (arXiv 1908.10084), section 3; Schroff et al. 2015
-    (arXiv 1503.03832), eq. 2 (squared, normalised).
+    Source: Reimers and Gurevych 2019 (arXiv 1908.10084); Schroff et al. 2015
+    (arXiv 1503.03832) (squared, normalised).
     """
     check.choice("distance", distance, ("sq_l2", "l2", "cosine", "dot"))
     if margin != "soft":

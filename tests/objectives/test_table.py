@@ -9,11 +9,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+from rows_geometry import ROWS as GEOMETRY
 from rows_hinge import ROWS as HINGE
+from rows_ranking import ROWS as RANKING
 from rows_sigmoid import ROWS as SIGMOID
 from rows_softmax import ROWS as SOFTMAX
 
-ROWS = [*SOFTMAX, *SIGMOID, *HINGE]
+ROWS = [*SOFTMAX, *SIGMOID, *HINGE, *RANKING, *GEOMETRY]
 IDS = [row.id for row in ROWS]
 every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 
