@@ -104,7 +104,7 @@ def counted_stripe_losses(
         losses = function(tuple(wide[: len(rows)]), tuple(wide[len(rows) :]), 0, **options)
         losses, found = losses if counts else (losses, first.new_empty(0))
         result = losses if weight is None else (losses * weight).sum()
-        return result.to(torch.float64 if first.dtype == torch.float64 else torch.float32), found
+        return result.to(_accumulated(first)), found
     plan = Plan(
         f"{function.__module__}:{function.__qualname__}",
         repr(options),
@@ -125,8 +125,8 @@ def counted_stripe_losses(
     factor = 1.0
     if run is _dispatched:  # a number such as 1 / N would make a graph of its own for each N
         number, factor = 1.0, number
-    if tensor_weight is None and run is _dispatched:
-        tensor_weight = first.new_ones(first.shape[0])
+    if tensor_weight is None:
+        tensor_weight = torch.ones(first.shape[0], dtype=_accumulated(first), device=first.device)
     if any(wanted):
         loss, found, *_ = _Total.apply(run, plan, wanted, number, tensor_weight, *tensors)
     else:
@@ -139,7 +139,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(run, plan, wanted, number, weight, *tensors):  # type: ignore[no-untyped-def]
-        return tuple(run(plan, _or_ones(weight, number, tensors[0]), number, wanted, tensors))
+        return tuple(run(plan, weight, number, wanted, tensors))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -156,7 +156,7 @@ class _Total(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * (5 + count)
         if torch.is_grad_enabled():
-            seed = grad_loss * (ctx.number if weight is None else weight)
+            seed = grad_loss * weight * ctx.number
             grads = _dense_gradients(ctx.plan, tensors, ctx.wanted, seed)
         else:
             grads = [grad * grad_loss for grad in grads]
@@ -252,10 +252,6 @@ def _joined(counts: list[Tensor], first: Tensor) -> Tensor:
     return torch.cat(counts) if counts else first.new_empty(first.shape[0], 0, dtype=torch.float64)
 
 
-def _or_ones(weight: Tensor | None, number: float, first: Tensor) -> Tensor:
-    return first.new_ones(first.shape[0]) if weight is None else weight
-
-
 def _dense_gradients(
     plan: Plan, tensors: Sequence[Tensor | None], wanted: Sequence[bool], seed: Tensor
 ) -> list[Tensor]:
@@ -302,6 +298,10 @@ def _width(plan: Plan, tensors: Sequence[Tensor | None]) -> int:
 def _cut(plan: Plan, tensors: Sequence[Tensor | None], rows: slice) -> tuple[Tensors, Tensors]:
     of_rows = tuple(None if t is None else t[rows] for t in tensors[: plan.row_tensors])
     return of_rows, tuple(tensors[plan.row_tensors :])
+
+
+def _accumulated(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _floating(x: Tensor | None) -> bool:
