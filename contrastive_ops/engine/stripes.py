@@ -9,9 +9,7 @@ that nothing is computed twice. Memory beyond inputs and gradients: ``workspace_
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +22,6 @@ from .reference import MAX_ELEMENTS
 from .similarity import full_precision
 
 Tensors = tuple[Tensor | None, ...]
-RowLoss = Callable[..., Any]
 
 COPIES = 16
 """Stripe-sized tensors alive at once, with what autograd keeps of them."""
@@ -32,11 +29,30 @@ STRIPE_BYTES = 8 << 20
 """One copy of a stripe is no larger than this, so that it stays in cache between operations."""
 
 
+class RowLoss(NamedTuple):
+    """A row loss and the name by which a custom operator finds it."""
+
+    name: str
+    function: Callable[..., Any]
+
+
+_known: dict[str, Callable[..., Any]] = {}
+
+
+def row_loss(function: Callable[..., Any]) -> RowLoss:
+    """Decorator of the functions that :func:`stripe_losses` evaluates."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    _known[name] = function
+    return RowLoss(name, function)
+
+
 class Plan(NamedTuple):
     """What a custom operator can be told about a row loss: names and numbers."""
 
-    function: str  # "module:name"
-    options: str  # repr of a dict of plain values
+    function: str
+    texts: list[str]  # name, value, name, value ... of the options that are strings
+    number_names: list[str]
+    numbers: list[float]
     row_tensors: int  # how many of the tensors are cut into stripes
     workspace_bytes: int
     counts: int  # how many things the function counts in each row
@@ -81,7 +97,7 @@ def counted_stripe_losses(
     """The row losses (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim); and counts.
 
     Args:
-        function: a row loss, defined at the top level of a module.
+        function: what :func:`row_loss` made of a function.
         rows: tensors with N rows each, or None; the first is a tensor.
         shared: tensors that every row sees, or None. The longest has as many rows as a row of the
             loss's matrices has columns.
@@ -90,7 +106,7 @@ def counted_stripe_losses(
         counts: C > 0 if the function returns ``(losses, counts)``, (R,) and (R, C); the counts come
             back as (N, C) float64, without gradient.
         width: columns of the loss's matrices, where that is not the longest shared tensor.
-        options: plain values, handed to the function.
+        options: strings and numbers, handed to the function; all numbers as floats.
 
     Differentiable in every floating tensor. With ``create_graph=True`` all rows are evaluated at
     once, up to 2**26 elements a matrix.
@@ -101,20 +117,27 @@ def counted_stripe_losses(
     name = backends.choose(backend, first.device)
     if name == "reference":
         wide = [t.double() if _floating(t) else t for t in tensors]  # type: ignore[union-attr]
-        losses = function(tuple(wide[: len(rows)]), tuple(wide[len(rows) :]), 0, **options)
+        losses = function.function(tuple(wide[: len(rows)]), tuple(wide[len(rows) :]), 0, **options)
         losses, found = losses if counts else (losses, first.new_empty(0))
         result = losses if weight is None else (losses * weight).sum()
         return result.to(_accumulated(first)), found
+    texts = {k: v for k, v in options.items() if isinstance(v, str)}
+    numbers = {k: float(v) for k, v in options.items() if not isinstance(v, str)}
     plan = Plan(
-        f"{function.__module__}:{function.__qualname__}",
-        repr(options),
+        function.name,
+        [part for item in texts.items() for part in item],
+        list(numbers),
+        list(numbers.values()),
         len(rows),
         DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes,
         counts,
         width,
     )
     wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
-    run = _dispatched if torch.compiler.is_compiling() else _evaluate
+    run = _evaluate
+    if torch.compiler.is_compiling():
+        run = _dispatched
+        tensors = _distinct(tensors)
     if weight is None:
         if not any(wanted):
             losses, found = run(plan, None, 1.0, wanted, tensors)
@@ -186,6 +209,15 @@ class _Losses(torch.autograd.Function):
         return (None,) * 3 + _at_wanted(grads, ctx.wanted)
 
 
+def _distinct(tensors: Tensors) -> Tensors:
+    """The same tensors, second mentions as views: a compiled graph takes no tensor twice."""
+    found: list[Tensor | None] = []
+    for i, t in enumerate(tensors):
+        again = t is not None and any(t is earlier for earlier in tensors[:i])
+        found.append(t.view_as(t) if again else t)  # type: ignore[union-attr, arg-type]
+    return tuple(found)
+
+
 def _evaluate(
     plan: Plan,
     weight: Tensor | None,
@@ -196,7 +228,7 @@ def _evaluate(
     """The loss (row losses without ``weight``), counts, wanted gradients: stripe by stripe."""
     first = tensors[0]
     assert first is not None
-    function, options = _function(plan.function), _options(plan.options)
+    function, options = _known[plan.function], _options(plan)
     plain = [None if t is None else t.detach() for t in tensors]
     counts = []
 
@@ -264,7 +296,7 @@ def _dense_gradients(
             f"second derivatives build dense {n} x {width} matrices, expected at most "
             f"{MAX_ELEMENTS} elements"
         )
-    function, options = _function(plan.function), _options(plan.options)
+    function, options = _known[plan.function], _options(plan)
     # Aliases: one tensor given twice, as rows and as shared, has a gradient in each of its roles.
     tensors = [None if t is None else t.view_as(t) for t in tensors]
     losses = function(*_cut(plan, tensors, slice(0, n)), 0, **options)
@@ -313,24 +345,17 @@ def _at_wanted(grads: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor 
     return tuple(next(rest) if want else None for want in wanted)
 
 
-@functools.cache
-def _function(name: str) -> RowLoss:
-    module, attribute = name.split(":")
-    found: RowLoss = getattr(importlib.import_module(module), attribute)
-    return found
-
-
-@functools.lru_cache(1024)
-def _options(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = ast.literal_eval(text)
-    return found
+def _options(plan: Plan) -> dict[str, Any]:
+    texts = dict(zip(plan.texts[::2], plan.texts[1::2], strict=True))
+    return texts | dict(zip(plan.number_names, plan.numbers, strict=True))
 
 
 # As an operator, which is how torch.compile sees it.
 _library = torch.library.Library("contrastive_ops", "FRAGMENT")
 _library.define(
-    "stripe_losses(str function, str options, int row_tensors, int workspace_bytes, int counts, "
-    "int width, Tensor? weight, float number, bool[] wanted, Tensor?[] tensors) -> Tensor[]"
+    "stripe_losses(str function, str[] texts, str[] number_names, float[] numbers, "
+    "int row_tensors, int workspace_bytes, int counts, int width, Tensor? weight, float number, "
+    "bool[] wanted, Tensor?[] tensors) -> Tensor[]"
 )
 
 
@@ -348,7 +373,24 @@ def _dispatched(
 
 def _kernel(*args: Any) -> list[Tensor]:
     weight, number, wanted, tensors = args[len(Plan._fields) :]
-    return _evaluate(Plan(*args[: len(Plan._fields)]), weight, number, wanted, tensors)
+    with _above_autograd():
+        return _evaluate(Plan(*args[: len(Plan._fields)]), weight, number, wanted, tensors)
+
+
+def _above_autograd() -> contextlib.AbstractContextManager[object]:
+    """A compiled graph calls operators below autograd, which a stripe's gradient needs."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (
+        "AutogradFunctionality",
+        "AutogradOther",
+        "AutogradNestedTensor",
+        "ADInplaceOrView",
+    ):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    guard: contextlib.AbstractContextManager[object]
+    guard = torch._C._ForceDispatchKeyGuard(included, excluded)
+    return guard
 
 
 def _fake(*args: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..engine.problem import Operands, SimilarityProblem, Weight, scale_of
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import prepared
-from ..engine.stripes import Tensors, stripe_losses
+from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import softplus
 
 
@@ -96,6 +96,7 @@ def over_positives(
     return torch.empty_like(result).scatter(0, c.order, result)
 
 
+@row_loss
 def _row_losses(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
     x, denominators, first, end = rows
     y, temperature = shared

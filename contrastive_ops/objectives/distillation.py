@@ -11,7 +11,7 @@ from ..engine import check
 from ..engine.problem import scale_of
 from ..engine.reductions import row_lse
 from ..engine.similarity import prepared, unit_rows
-from ..engine.stripes import Tensors, stripe_losses
+from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import (
     Number,
     Reduction,
@@ -297,6 +297,7 @@ def embedding_kl(
     return reduced((log_p.exp() * (log_p - log_q)).sum(1), reduction)
 
 
+@row_loss
 def _divergence_rows(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
     query, teacher_query, index = rows
     key, teacher_key = shared
@@ -340,6 +341,7 @@ def _order_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return (rest - ordered).masked_fill(gone, 0.0).sum(1)
 
 
+@row_loss
 def _squared_error_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor:
     query, teacher_query = rows
     key, teacher_key = shared

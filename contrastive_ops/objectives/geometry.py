@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -97,7 +95,7 @@ def uniformity(
         workspace_bytes=workspace_bytes,
     )
     rows = row_lse(problem, operands, backend)
-    return rows.logsumexp(0) - math.log(n * (n - 1))
+    return rows.logsumexp(0) - rows.new_full((), n * (n - 1)).log()
 
 
 def ko_leo(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.similarity import prepared, unit_rows
 from ..engine.softmax_ce import softmax_ce
-from ..engine.stripes import Tensors, stripe_losses
+from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
 
 
@@ -97,6 +97,7 @@ def threshold_guided_nce(
     )
 
 
+@row_loss
 def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
     query, guide_query, index = rows
     key, negatives, guide_key, temperature = shared

@@ -129,6 +129,7 @@ class _ShareOfGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        if grad.requires_grad:
+        transformed = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        if grad.requires_grad and not transformed:
             raise ValueError("hardness: got create_graph=True, expected first derivatives alone")
         return grad * ctx.share, None

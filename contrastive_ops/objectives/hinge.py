@@ -10,7 +10,14 @@ from torch import Tensor
 from ..engine import check
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import full_precision, unit_rows
-from ..engine.stripes import COPIES, STRIPE_BYTES, Tensors, counted_stripe_losses, stripe_losses
+from ..engine.stripes import (
+    COPIES,
+    STRIPE_BYTES,
+    Tensors,
+    counted_stripe_losses,
+    row_loss,
+    stripe_losses,
+)
 from ..functional import info_nce
 from .arguments import Number, Reduction, matrices, pairs, reduced, wide, workspace
 from .arguments import labels as checked_labels
@@ -336,6 +343,7 @@ def pair_contrastive(
     return reduced(losses, reduction)
 
 
+@row_loss
 def _negative_lse(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
     x, first, end = rows
     (y,) = shared
@@ -349,6 +357,7 @@ def _negative_lse(rows: Tensors, shared: Tensors, start: int, **options: Any) ->
     return log_sum_exp(logits.masked_fill(same, -torch.inf))
 
 
+@row_loss
 def _lifted_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor:
     x, of_row, first, end = rows
     y, of_column = shared
@@ -369,6 +378,7 @@ def _lifted_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor
     return torch.where(positive & some.unsqueeze(1), hinge, 0.0).sum(1)
 
 
+@row_loss
 def _cluster_rows(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
     q, own, first, end = rows
     (k,) = shared
@@ -383,6 +393,7 @@ def _cluster_rows(rows: Tensors, shared: Tensors, start: int, **options: Any) ->
     return torch.where(same, band, 0.0).sum(1)
 
 
+@row_loss
 def _token_rows(
     rows: Tensors, shared: Tensors, start: int, **options: Any
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..losses import Temperature
 from .decorrelation import GroupZCA, Whitening
+from .heads import PairSoftmaxLoss
 from .queues import EmbeddingQueue, QueueBank
 
 _LEARNING = ("learnable_temperature", "min_temperature", "max_temperature")
@@ -117,5 +118,8 @@ class SigmoidLoss(Objective):
     learned = ("bias",)
 
 
-__all__: list[str] = ["EmbeddingQueue", "GroupZCA", "QueueBank", "Whitening"]
-__all__ += [name for name, value in list(globals().items()) if name.endswith("Loss")]
+__all__: list[str] = ["EmbeddingQueue", "GroupZCA", "PairSoftmaxLoss", "QueueBank", "Whitening"]
+__all__ += [
+    n for n, v in list(globals().items()) if isinstance(v, type) and issubclass(v, Objective)
+]
+__all__.remove("Objective")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.similarity import full_precision, unit_rows
-from ..engine.stripes import Tensors, stripe_losses
+from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import (
     Number,
     Reduction,
@@ -191,6 +191,7 @@ def pair_bce(
     return reduced(y * softplus(-logits) + (1 - y) * softplus(logits), reduction)
 
 
+@row_loss
 def _sigmoid_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor:
     query, index, query_ids = rows
     key, bias, key_ids = shared
@@ -207,6 +208,7 @@ def _sigmoid_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tenso
     return losses.sum(1)
 
 
+@row_loss
 def _noise_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor:
     (query,) = rows
     noise, offset = shared

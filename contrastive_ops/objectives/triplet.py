@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.similarity import full_precision, unit_rows
-from ..engine.stripes import COPIES, STRIPE_BYTES, Tensors, counted_stripe_losses
+from ..engine.stripes import COPIES, STRIPE_BYTES, Tensors, counted_stripe_losses, row_loss
 from .arguments import Number, Reduction, matrices, pairs, reduced, softplus, wide, workspace
 from .arguments import labels as checked_labels
 from .classes import Classes, classes
@@ -227,6 +227,7 @@ def _selected(
         return torch.cat(positives), torch.cat(negatives), some
 
 
+@row_loss
 def _mined_rows(
     rows: Tensors, shared: Tensors, start: int, **options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -242,7 +243,12 @@ def _mined_rows(
         own = torch.arange(start, start + x.shape[0], device=x.device)
         column = _own_class(first, end, own)
         coefficient, selected, active = _RULES[options["mining"]](
-            d.detach(), column, column == own.unsqueeze(1), options["margin"], options["seed"], own
+            d.detach(),
+            column,
+            column == own.unsqueeze(1),
+            options["margin"],
+            int(options["seed"]),
+            own,
         )
     losses = (coefficient * d).sum(1) + options["margin"] * active
     return losses, torch.stack([selected, active], 1)

@@ -312,6 +312,16 @@ ROWS = [
         basis=PAPER,
     ),
     Row(
+        "002#88",
+        "Iterative refinement NLI encoders",
+        2018,
+        "PairSoftmaxLoss(dim, classes, product=True)(u, v, y)",
+        lambda u, v, w: our_sbert(u, v, w, True),
+        lambda u, v, w: sbert(u, v, w, True),
+        rows_of((N, D), (N, D), (3, 4 * D)),
+        basis=PAPER,
+    ),
+    Row(
         "002#76",
         "Triple-encoders (CCL)",
         2024,

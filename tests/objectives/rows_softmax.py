@@ -182,6 +182,11 @@ def sg_opt(T, c, h):
     return torch.stack(losses).mean()
 
 
+def gircse(losses):
+    losses = torch.stack(losses)
+    return losses.mean() + (losses[1:].log() - losses[:-1].log()).relu().mean()
+
+
 TIMES = (torch.zeros(N), torch.linspace(1, 3, N), torch.full((N,), 4.0))
 
 
@@ -453,6 +458,16 @@ ROWS = [
         lambda T, x: co.sup_con(x, LABELS, temperature=T),
         lambda T, x: _one_set(T, x, LABELS),
         LABELLED,
+    ),
+    Row(
+        "002#24",
+        "GIRCSE",
+        2025,
+        "losses of prefixes, their mean + relu(log(later) - log(earlier)).mean()",
+        lambda T, a, b, c: gircse([info_nce(T, a, b), info_nce(T, a, c), info_nce(T, b, c)]),
+        lambda T, a, b, c: gircse([nce(T, a, b), nce(T, a, c), nce(T, b, c)]),
+        TRIPLE,
+        "One info_nce a prefix of soft tokens.",
     ),
     Row(
         "002#25",

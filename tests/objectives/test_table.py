@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from rows_geometry import ROWS as GEOMETRY
-from rows_hinge import ROWS as HINGE
-from rows_ranking import ROWS as RANKING
-from rows_sigmoid import ROWS as SIGMOID
-from rows_softmax import ROWS as SOFTMAX
+import contrastive_ops
 
-ROWS = [*SOFTMAX, *SIGMOID, *HINGE, *RANKING, *GEOMETRY]
+sys.path.insert(0, str(Path(__file__).parent))
+from table import PAGE, ROWS, page
+
+OTHERS = {"cat", "exp", "log", "stack", "zca", "one"}  # torch, math, and the caller's
 IDS = [row.id for row in ROWS]
 every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 
@@ -68,3 +67,15 @@ def test_second_derivatives(row, monkeypatch):
             [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
         )
     torch.testing.assert_close(seconds[0], seconds[1], rtol=1e-6, atol=1e-8)
+
+
+def test_the_page_is_generated():
+    assert PAGE.read_text() == page(), "run: python tests/objectives/table.py"
+
+
+def test_calls_exist():
+    """Every function that a call names is a public one."""
+    for row in ROWS:
+        for name in re.findall(r"\b([a-z_]+)\(", row.call):
+            known = hasattr(contrastive_ops, name) or name in OTHERS
+            assert known, f"{row.id}: {name}"
