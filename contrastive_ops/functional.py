@@ -247,6 +247,7 @@ from .objectives.hinge import (  # noqa: E402
     token_hinge,
 )
 from .objectives.joint import joint_nce  # noqa: E402
+from .objectives.late_interaction import token_similarity  # noqa: E402
 from .objectives.logit_bias import (  # noqa: E402
     brownian_bridge_nce,
     gaussian_decay_nce,
@@ -323,6 +324,7 @@ __all__ = [
     "sup_con",
     "threshold_guided_nce",
     "token_hinge",
+    "token_similarity",
     "triplet",
     "triplet_margin",
     "uni_cl",

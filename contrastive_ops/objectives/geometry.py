@@ -9,7 +9,6 @@ from ..engine import check
 from ..engine.reductions import row_lse
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import full_precision, unit_rows
-from ..engine.stripes import COPIES, STRIPE_BYTES
 from .arguments import (
     Number,
     Reduction,
@@ -24,6 +23,7 @@ from .arguments import (
 from .arguments import labels as checked_labels
 from .classes import classes
 from .distance import squared_l2_factors
+from .nearest import nearest_outside
 from .triplet import distances
 
 
@@ -108,7 +108,7 @@ def ko_leo(
 ) -> Tensor:
     r"""KoLeo: :math:`-\log(\|x_i - x_{nn(i)}\| + \varepsilon)`, nn(i) the nearest other row.
 
-    One matrix product finds the neighbours, without gradient; the rest is O(N D).
+    Half a matrix product finds the neighbours, without gradient; the rest is O(N D).
 
     Args:
         x: (N, D), N >= 2.
@@ -129,17 +129,9 @@ def ko_leo(
     if n < 2:
         raise ValueError("x: got 1 row, expected at least 2: one has no neighbour")
     x = unit_rows(wide(x)) if normalize else wide(x)
-    nearest = []
-    with torch.no_grad(), full_precision(x.device):
-        query, key = squared_l2_factors(x, x)
-        room = min(workspace(workspace_bytes) // COPIES, STRIPE_BYTES)
-        step = max(1, room // (n * x.element_size()))
-        for start in range(0, n, step):
-            closeness = query[start : start + step] @ key.T
-            rows = torch.arange(closeness.shape[0], device=x.device)
-            closeness[rows, rows + start] = -torch.inf
-            nearest.append(closeness.argmax(1))
-    return reduced(-torch.log(distances(x, x[torch.cat(nearest)], "l2") + eps), reduction)
+    row = row_ids(n, x)
+    nearest = nearest_outside(x.detach(), row, row + 1, workspace(workspace_bytes))
+    return reduced(-torch.log(distances(x, x[nearest], "l2") + eps), reduction)
 
 
 def negative_lse(

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.similarity import full_precision, unit_rows
-from ..engine.stripes import COPIES, STRIPE_BYTES, Tensors, counted_stripe_losses, row_loss
+from ..engine.similarity import unit_rows
+from ..engine.stripes import Tensors, counted_stripe_losses, row_loss
 from .arguments import Number, Reduction, matrices, pairs, reduced, softplus, wide, workspace
 from .arguments import labels as checked_labels
-from .classes import Classes, classes
-from .distance import squared_l2_factors
+from .classes import classes
+from .nearest import extreme_within, nearest_outside
 
 Distance = Literal["sq_l2", "l2", "cosine"]
 Mining = Literal["all", "hard", "semi-hard", "easy", "violator"]
@@ -50,10 +50,11 @@ def triplet_margin(
     * ``"violator"``: for each (a, p) one negative drawn from those with a positive loss, as in the
       popular FaceNet port; pairs without one are dropped.
 
-    ``"hard"`` and ``"easy"`` select with one matrix product and differentiate O(N D); the others
-    take 3 products a stripe of anchors at a time, with O(log P) a pair besides, P positives an
-    anchor. Memory beyond inputs and gradients is O(N) plus ``workspace_bytes``. Ties share the
-    gradient under ``"semi-hard"``; under ``"hard"`` and ``"easy"`` the first has it.
+    ``"hard"`` and ``"easy"`` select with half a matrix product (distances are symmetric) and
+    differentiate O(N D); the others take 3 products a stripe of anchors at a time, with O(log P) a
+    pair besides, P positives an anchor. Memory beyond inputs and gradients is O(N) plus
+    ``workspace_bytes``. Ties share the gradient under ``"semi-hard"``; under ``"hard"`` and
+    ``"easy"`` one of them has it.
 
     Args:
         embeddings: (N, D).
@@ -93,18 +94,23 @@ def triplet_margin(
         margin = check.number("margin", margin)
     rows = _distance_rows(rows, distance, normalize)
     found = classes(label)
-    rows = rows[found.order]
     if selecting:
-        positive, negative, some = _selected(rows, found, mining, workspace(workspace_bytes))
-        losses = _hinge(
-            distances(rows, rows[positive], distance),
-            distances(rows, rows[negative], distance),
-            margin,
-        )
+        room = workspace(workspace_bytes)
+        ordered = rows.detach()[found.order]
+        spans = (ordered, found.first, found.end)
+        near = extreme_within(*spans, mining == "hard", room)
+        far = nearest_outside(*spans, room)
+        # From sorted places back to the rows as given; one gather, so that one scatter goes back.
+        anchor, partner = found.order.repeat(2), found.order[torch.cat([near, far])]
+        both = distances(rows[anchor], rows[partner], distance)
+        n = rows.shape[0]
+        losses = _hinge(both[:n], both[n:], margin)
+        some = (found.end - found.first > 1) & (found.end - found.first < n)
         losses = torch.where(some, losses, 0.0)
         count = some if reduction == "mean" else losses.detach() > 0
         total, amount = losses.sum(), count.sum()
     else:
+        rows = rows[found.order]
         total, counts = counted_stripe_losses(
             _mined_rows,
             (rows, found.first, found.end),
@@ -199,32 +205,6 @@ def _own_class(first: Tensor, end: Tensor, own: Tensor) -> Tensor:
     width = int((end - first).max())
     column = first.unsqueeze(1) + torch.arange(width, device=first.device)
     return torch.where(column < end.unsqueeze(1), column, own.unsqueeze(1))
-
-
-def _selected(
-    rows: Tensor, found: Classes, mining: str, workspace_bytes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sorted row its positive, its nearest negative, and whether there are both."""
-    with torch.no_grad(), full_precision(rows.device):
-        query, key = squared_l2_factors(rows, rows)  # dot products are minus squared distances
-        n = rows.shape[0]
-        step = max(1, min(workspace_bytes // COPIES, STRIPE_BYTES) // (n * rows.element_size()))
-        positives, negatives = [], []
-        for start in range(0, n, step):
-            part = slice(start, min(start + step, n))
-            own = torch.arange(part.start, part.stop, device=rows.device)
-            closeness = query[part] @ key.T
-            column = _own_class(found.first[part], found.end[part], own)
-            mine = closeness.gather(1, column)
-            self_column = column == own.unsqueeze(1)
-            if mining == "hard":
-                best = mine.masked_fill_(self_column, torch.inf).argmin(1, keepdim=True)
-            else:
-                best = mine.masked_fill_(self_column, -torch.inf).argmax(1, keepdim=True)
-            positives.append(column.gather(1, best).squeeze(1))
-            negatives.append(closeness.scatter_(1, column, -torch.inf).argmax(1))
-        some = (found.end - found.first > 1) & (found.end - found.first < n)
-        return torch.cat(positives), torch.cat(negatives), some
 
 
 @row_loss

@@ -127,6 +127,22 @@ def our_sbert(u, v, weight, product):
     return F.cross_entropy(co.pair_features(u, v, product=product) @ weight.T, CLASSES)
 
 
+Q_MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+K_MASK = torch.arange(5) < torch.tensor([[5], [3], [2], [4]])
+
+
+def max_sim(q, k, how):
+    def forth(q, k, q_mask, k_mask):
+        scores = []
+        for x, x_mask in zip(q, q_mask, strict=True):
+            best = [cos(x[x_mask], y[m]).amax(1) for y, m in zip(k, k_mask, strict=True)]
+            scores.append(torch.stack([b.sum() if how == "sum" else b.mean() for b in best]))
+        return torch.stack(scores)
+
+    one = forth(q, k, Q_MASK, K_MASK)
+    return (one + forth(k, q, K_MASK, Q_MASK).T) / 2 if how == "two_sided_mean" else one
+
+
 def moco(T, q, k):
     positive = (unit(q) * unit(k)).sum(1, keepdim=True)
     return F.cross_entropy(
@@ -269,6 +285,21 @@ ROWS = [
         lambda u, v: (F.cosine_similarity(u, v) - Y).square().mean(),
         PAIR,
     ),
+    *[
+        Row(
+            f"002#57 {how}",
+            {"sum": "ColBERT", "mean": "BGE-M3, multi-vector", "two_sided_mean": "CLRCMD"}[how],
+            {"sum": 2020, "mean": 2024, "two_sided_mean": 2022}[how],
+            f"score_nce(token_similarity(q, k, q_mask, k_mask, aggregate={how!r}))",
+            lambda T, q, k, how=how: co.score_nce(
+                co.token_similarity(q, k, Q_MASK, K_MASK, aggregate=how), temperature=T
+            ),
+            lambda T, q, k, how=how: ce(max_sim(q, k, how) / T),
+            rows_of((), (4, 3, D), (4, 5, D)),
+            "The N x M scores exist, the similarities of tokens do not.",
+        )
+        for how in ("sum", "mean", "two_sided_mean")
+    ],
     Row(
         "002#58",
         "AutoRegEmbed, preference of two scores",

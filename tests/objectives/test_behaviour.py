@@ -356,3 +356,19 @@ def test_bad_input_is_one_clear_error(message: str, bad: Any) -> None:
 def test_not_a_tensor() -> None:
     with pytest.raises(TypeError, match="view_a: got list, expected a tensor"):
         co.nt_xent([[1.0]], X)  # type: ignore[arg-type]
+
+
+def test_token_similarity_holds_no_token_matrix() -> None:
+    q = torch.randn(16, 6, 4, requires_grad=True)
+    k = torch.randn(16, 12, 4, requires_grad=True)
+    mask = torch.arange(12) < torch.tensor([[0], [5], [12], [1]]).repeat(4, 1)
+    few = co.token_similarity(q, k, key_mask=mask, workspace_bytes=1 << 15)
+    many = co.token_similarity(q, k, key_mask=mask)
+    torch.testing.assert_close(few, many)
+    assert bool((few[:, ::4] == 0).all())  # a document without tokens
+    with Largest() as seen:
+        loss = co.score_nce(co.token_similarity(q, k, key_mask=mask, workspace_bytes=1 << 15))
+        grads = torch.autograd.grad(loss, (q, k))
+    assert seen.elements < 16 * 16 * 6 * 12 / 4
+    assert bool((grads[1][::4] == 0).all())
+    assert bool((grads[1][1, 5:] == 0).all())
