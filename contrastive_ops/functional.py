@@ -266,10 +266,12 @@ from .objectives.soft_targets import (  # noqa: E402
     soft_target_nce,
     uni_cl,
 )
+from .objectives.statistics import Statistics, info_nce_statistics  # noqa: E402
 from .objectives.sup_con import sup_con  # noqa: E402
 from .objectives.triplet import triplet, triplet_margin  # noqa: E402
 
 __all__ = [
+    "Statistics",
     "ai_feedback_nce",
     "alignment",
     "angle",
@@ -294,6 +296,7 @@ __all__ = [
     "hardest_negatives",
     "hardness_weighted_nce",
     "info_nce",
+    "info_nce_statistics",
     "joint_nce",
     "ko_leo",
     "lifted_structure",

@@ -141,6 +141,22 @@ def reduced(losses: Tensor, reduction: str, counted: Tensor | None = None) -> Te
     return losses if weight is None else (losses * weight).sum().to(losses.dtype)
 
 
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index], whose gradient has the same bits on every run.
+
+    On the CPU the backward of ``index_select`` adds in order, 15 times faster than that of an
+    index; on a GPU it is the one with atomics.
+    """
+    return x.index_select(0, index) if x.device.type == "cpu" else x[index]
+
+
+def add_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """x with ``rows`` added in place at ``index``; the same bits on every run."""
+    if x.device.type == "cpu":
+        return x.index_add_(0, index, rows)
+    return x.index_put_((index,), rows, accumulate=True)
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), exact in float64 too."""
     return torch.nn.functional.softplus(x, threshold=40.0)

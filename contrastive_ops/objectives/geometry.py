@@ -17,6 +17,7 @@ from .arguments import (
     pairs,
     reduced,
     row_ids,
+    take_rows,
     wide,
     workspace,
 )
@@ -131,7 +132,7 @@ def ko_leo(
     x = unit_rows(wide(x)) if normalize else wide(x)
     row = row_ids(n, x)
     nearest = nearest_outside(x.detach(), row, row + 1, workspace(workspace_bytes))
-    return reduced(-torch.log(distances(x, x[nearest], "l2") + eps), reduction)
+    return reduced(-torch.log(distances(x, take_rows(x, nearest), "l2") + eps), reduction)
 
 
 def negative_lse(

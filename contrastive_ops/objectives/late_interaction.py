@@ -11,7 +11,7 @@ from ..engine import check
 from ..engine.reference import MAX_ELEMENTS
 from ..engine.similarity import full_precision, unit_rows
 from ..engine.stripes import STRIPE_BYTES
-from .arguments import wide, workspace
+from .arguments import add_rows, take_rows, wide, workspace
 
 COPIES = 4
 """Tiles of token similarities alive at once."""
@@ -121,10 +121,10 @@ class _MaxSim(torch.autograd.Function):
             # (R, M, Lq) how much each maximum counts, and which token of all documents it was.
             share = grad[part].unsqueeze(2) * weight[part].unsqueeze(1)
             index = (where[part] + first).reshape(-1)
-            tokens = flat[index].view(-1, m, length, dim)
+            tokens = take_rows(flat, index).view(-1, m, length, dim)
             query_grad[part] = torch.einsum("rml,rmld->rld", share, tokens)
             pulled = (share.unsqueeze(3) * query[part].unsqueeze(1)).reshape(-1, dim)
-            key_grad.index_put_((index,), pulled, accumulate=True)
+            add_rows(key_grad, index, pulled)
         return query_grad, key_grad.view_as(key), None, None, None
 
 

@@ -16,7 +16,17 @@ from torch import Tensor
 from ..engine import check
 from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, counted_stripe_losses, row_loss
-from .arguments import Number, Reduction, matrices, pairs, reduced, softplus, wide, workspace
+from .arguments import (
+    Number,
+    Reduction,
+    matrices,
+    pairs,
+    reduced,
+    softplus,
+    take_rows,
+    wide,
+    workspace,
+)
 from .arguments import labels as checked_labels
 from .classes import classes
 from .nearest import extreme_within, nearest_outside
@@ -100,17 +110,20 @@ def triplet_margin(
         spans = (ordered, found.first, found.end)
         near = extreme_within(*spans, mining == "hard", room)
         far = nearest_outside(*spans, room)
-        # From sorted places back to the rows as given; one gather, so that one scatter goes back.
-        anchor, partner = found.order.repeat(2), found.order[torch.cat([near, far])]
-        both = distances(rows[anchor], rows[partner], distance)
-        n = rows.shape[0]
-        losses = _hinge(both[:n], both[n:], margin)
-        some = (found.end - found.first > 1) & (found.end - found.first < n)
+        # From sorted places back to the rows as given.
+        partner = torch.empty_like(near), torch.empty_like(far)
+        partner[0][found.order], partner[1][found.order] = found.order[near], found.order[far]
+        losses = _hinge(
+            distances(rows, take_rows(rows, partner[0]), distance),
+            distances(rows, take_rows(rows, partner[1]), distance),
+            margin,
+        )
+        some = (found.size > 1) & (found.size < rows.shape[0])
         losses = torch.where(some, losses, 0.0)
         count = some if reduction == "mean" else losses.detach() > 0
         total, amount = losses.sum(), count.sum()
     else:
-        rows = rows[found.order]
+        rows = take_rows(rows, found.order)
         total, counts = counted_stripe_losses(
             _mined_rows,
             (rows, found.first, found.end),
