@@ -109,6 +109,17 @@ def inverse_temperature(temperature: Any, like: Tensor) -> Tensor | float:
     return scale if tensor is None else tensor.to(wide(like[:0]).dtype).reciprocal()
 
 
+def temperature_or(scale: Any, temperature: Number | Tensor, default: float) -> Number | Tensor:
+    """The temperature, or 1 / scale where that is given instead."""
+    if scale is None:
+        return temperature
+    if isinstance(temperature, Tensor) or temperature != default:
+        raise ValueError(f"scale: got {scale!r} besides temperature={temperature!r}, expected one")
+    if isinstance(scale, Tensor):
+        return check.positive_scalar("scale", scale, scale.device).reciprocal()
+    return 1 / check.positive_number("scale", scale)
+
+
 def workspace(value: int | None) -> int:
     if value is None:
         return DEFAULT_WORKSPACE_BYTES

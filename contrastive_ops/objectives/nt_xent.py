@@ -10,7 +10,16 @@ from torch import Tensor
 
 from ..engine.reductions import row_lse, score_sum
 from ..functional import info_nce
-from .arguments import Number, Reduction, describe, pairs, reduced, row_ids, softplus
+from .arguments import (
+    Number,
+    Reduction,
+    describe,
+    pairs,
+    reduced,
+    row_ids,
+    softplus,
+    temperature_or,
+)
 
 
 def nt_xent(
@@ -18,6 +27,7 @@ def nt_xent(
     view_b: Tensor,
     *more: Tensor,
     temperature: Number | Tensor = 0.5,
+    scale: Number | Tensor | None = None,
     positives_in_denominator: bool = True,
     margin: Number = 0.0,
     label_smoothing: Number = 0.0,
@@ -41,6 +51,7 @@ def nt_xent(
     Args:
         view_a, view_b, *more: (N, D) each, row i of every one a view of sample i.
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        scale: 1 / T instead of ``temperature``; giving both is an error.
         positives_in_denominator: whether a positive's denominator counts the sample's other views.
             If not, each positive stands alone against the negatives (pytorch-metric-learning's
             NTXentLoss). Two views are the same either way.
@@ -58,6 +69,7 @@ def nt_xent(
     Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
     Representations" (arXiv 2002.05709), eq. 1. ConSERT's sum of both sides is twice this loss.
     """
+    temperature = temperature_or(scale, temperature, 0.5)
     names = ["view_a", "view_b", *(f"more[{i}]" for i in range(len(more)))]
     views = pairs(**dict(zip(names, (view_a, view_b, *more), strict=True)))
     n, count = views[0].shape[0], len(views)

@@ -21,6 +21,7 @@ from .arguments import (
     row_ids,
     shares,
     softplus,
+    temperature_or,
     wide,
 )
 
@@ -30,6 +31,7 @@ def sigmoid_loss(
     key: Tensor,
     *,
     temperature: Number | Tensor = 0.1,
+    scale: Number | Tensor | None = None,
     bias: Number | Tensor = -10.0,
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
@@ -48,6 +50,7 @@ def sigmoid_loss(
     Args:
         query, key: (N, D) and (M, D), M >= N; key i is the positive of query i.
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        scale: 1 / T instead of ``temperature``; giving both is an error.
         bias: b, a number or a 0-dim tensor, then with gradient.
         query_ids, key_ids: int64 (N,) and (M,), both or neither: a key with the query's id that is
             not its positive is left out.
@@ -65,6 +68,7 @@ def sigmoid_loss(
     Source: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training" (arXiv 2303.15343),
     eq. 1 and algorithm 1.
     """
+    temperature = temperature_or(scale, temperature, 0.1)
     query, key = matrices(query=query, key=key)
     n, m = query.shape[0], key.shape[0]
     if m < n:

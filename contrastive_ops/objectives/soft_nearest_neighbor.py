@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.reductions import row_lse
-from .arguments import Number, Reduction, describe, matrices, shares
+from .arguments import Number, Reduction, describe, matrices, shares, temperature_or
 from .arguments import labels as checked_labels
 from .classes import classes, over_positives
 from .distance import squared_l2_factors
@@ -19,6 +19,7 @@ def soft_nearest_neighbor(
     labels: Tensor,
     *,
     temperature: Number | Tensor = 1.0,
+    scale: Number | Tensor | None = None,
     distance: Literal["sq_l2", "cosine"] = "sq_l2",
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -35,6 +36,7 @@ def soft_nearest_neighbor(
         embeddings: (N, D).
         labels: (N,) int64. A row whose label no other row has counts 0 and is left out of the mean.
         temperature: T > 0, a number or a 0-dim tensor, then with gradient (the paper learns 1 / T).
+        scale: 1 / T instead of ``temperature``; giving both is an error.
         distance: d, the squared Euclidean distance of the rows as they are, or 1 - cosine.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
         backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
@@ -48,6 +50,7 @@ def soft_nearest_neighbor(
     Source: Frosst, Papernot and Hinton 2019, "Analyzing and Improving Representations with the Soft
     Nearest Neighbor Loss" (arXiv 1902.01889).
     """
+    temperature = temperature_or(scale, temperature, 1.0)
     (rows,) = matrices(embeddings=embeddings)
     label = checked_labels("labels", labels, rows)
     check.choice("distance", distance, ("sq_l2", "cosine"))

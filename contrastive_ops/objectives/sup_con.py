@@ -10,7 +10,16 @@ from torch import Tensor
 from ..engine import check
 from ..engine.reductions import row_lse
 from ..engine.softmax_ce import softmax_ce
-from .arguments import Number, Reduction, describe, matrices, reduced, row_ids, shares
+from .arguments import (
+    Number,
+    Reduction,
+    describe,
+    matrices,
+    reduced,
+    row_ids,
+    shares,
+    temperature_or,
+)
 from .arguments import labels as checked_labels
 from .classes import classes, mean_positive_logit, over_positives
 
@@ -20,6 +29,7 @@ def sup_con(
     labels: Tensor,
     *,
     temperature: Number | Tensor = 0.1,
+    scale: Number | Tensor | None = None,
     sum_over_positives: Literal["out", "in"] = "out",
     positives_in_denominator: bool = True,
     normalize: bool = True,
@@ -44,6 +54,7 @@ def sup_con(
         labels: (N,) int64. A row whose label no other row has counts 0 and is left out of the
             mean; where no row has a positive the mean is 0.
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        scale: 1 / T instead of ``temperature``; giving both is an error.
         sum_over_positives: whether the sum over positives is outside or inside the logarithm.
         positives_in_denominator: whether a positive's denominator counts the other positives.
         normalize: cosine similarity if True, dot products if False.
@@ -60,6 +71,7 @@ def sup_con(
     Own denominators: Kim et al. 2021, "Self-Guided Contrastive Learning for BERT Sentence
     Representations" (arXiv 2106.07345), and pytorch-metric-learning's NTXentLoss.
     """
+    temperature = temperature_or(scale, temperature, 0.1)
     (rows,) = matrices(embeddings=embeddings)
     label = checked_labels("labels", labels, rows)
     check.choice("sum_over_positives", sum_over_positives, ("out", "in"))

@@ -372,3 +372,16 @@ def test_token_similarity_holds_no_token_matrix() -> None:
     assert seen.elements < 16 * 16 * 6 * 12 / 4
     assert bool((grads[1][::4] == 0).all())
     assert bool((grads[1][1, 5:] == 0).all())
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "sup_con", "soft_nearest_neighbor", "sigmoid"])
+def test_a_scale_is_the_inverse_temperature(name: str) -> None:
+    x, y = rows(1), rows(2)
+    expected = ALL[name](x, y, temperature=0.25)
+    scale = torch.tensor(4.0, requires_grad=True)
+    torch.testing.assert_close(ALL[name](x, y, scale=4), expected)
+    loss = ALL[name](x, y, scale=scale)
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.grad(loss, scale)[0] != 0
+    with pytest.raises(ValueError, match="besides temperature"):
+        ALL[name](x, y, scale=4, temperature=0.25)
