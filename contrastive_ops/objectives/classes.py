@@ -15,7 +15,7 @@ from ..engine.problem import Operands, SimilarityProblem, Weight, scale_of
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import prepared
 from ..engine.stripes import Tensors, row_loss, stripe_losses
-from .arguments import softplus
+from .arguments import softplus, take_rows
 
 
 class Classes(NamedTuple):
@@ -75,10 +75,10 @@ def over_positives(
 
     Rows alone in their class have loss 0.
     """
-    rows = prepared(o.query, problem, o.accumulation_dtype)[c.order]
+    rows = take_rows(prepared(o.query, problem, o.accumulation_dtype), c.order)
     columns = rows
     if o.key is not o.query:
-        columns = prepared(o.key, problem, o.accumulation_dtype)[c.order]
+        columns = take_rows(prepared(o.key, problem, o.accumulation_dtype), c.order)
     if isinstance(weight, Tensor):
         weight = weight[c.order]
     result = stripe_losses(

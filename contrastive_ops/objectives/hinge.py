@@ -19,7 +19,7 @@ from ..engine.stripes import (
     stripe_losses,
 )
 from ..functional import info_nce
-from .arguments import Number, Reduction, matrices, pairs, reduced, wide, workspace
+from .arguments import Number, Reduction, matrices, pairs, reduced, take_rows, wide, workspace
 from .arguments import labels as checked_labels
 from .classes import classes
 from .triplet import Distance, distance_matrix, distances
@@ -62,7 +62,7 @@ def lifted_structure(
     rows = wide(rows)
     rows = unit_rows(rows) if normalize else rows - rows.detach().mean(0)
     found = classes(label)
-    rows = rows[found.order]
+    rows = take_rows(rows, found.order)
     settings: dict[str, Any] = {"backend": backend, "workspace_bytes": workspace_bytes}
     negatives = stripe_losses(
         _negative_lse, (rows, found.first, found.end), (rows,), None, margin=margin, **settings
@@ -173,7 +173,7 @@ def energy_hinge(
             similarity[rows, rows + start] = -torch.inf
             hardest.append(similarity.argmax(1))
     positive = (query * candidates[:n]).sum(1)
-    negative = (query * candidates[torch.cat(hardest)]).sum(1)
+    negative = (query * take_rows(candidates, torch.cat(hardest))).sum(1)
     return reduced((margin - positive + negative).clamp(min=0.0), reduction)
 
 
@@ -242,7 +242,7 @@ def cluster_band_hinge(
     alpha, beta = check.number("lower", lower), check.number("upper", upper)
     n = query.shape[0]
     found = classes(checked_labels("clusters", clusters, query))
-    q, k = unit_rows(wide(query))[found.order], unit_rows(wide(key))[found.order]
+    q, k = (take_rows(unit_rows(wide(x)), found.order) for x in (query, key))
     total = stripe_losses(
         _cluster_rows,
         (q, (q * k).sum(1), found.first, found.end),
