@@ -2,9 +2,16 @@
 
 from . import functional, losses
 from .engine.backends import backends
-from .functional import info_nce
-from .losses import InfoNCELoss
+from .functional import *  # noqa: F403
+from .losses import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = ["InfoNCELoss", "__version__", "backends", "functional", "info_nce", "losses"]
+__all__ = [
+    "__version__",
+    "backends",
+    "functional",
+    "losses",
+    *functional.__all__,
+    *losses.__all__,
+]

@@ -218,3 +218,127 @@ def _prefixes(
     return [
         (dim, check.number("matryoshka_weights", w)) for dim, w in zip(dims, weights, strict=True)
     ]
+
+
+# One file a family in `objectives`; they are built on `info_nce` and on the engine's reductions.
+from .objectives.decorrelation import (  # noqa: E402
+    barlow_twins,
+    byol,
+    cor_info_max,
+    effective_rank,
+    running_covariance,
+    sig_reg,
+    vicreg,
+)
+from .objectives.decoupled import debiased_nce, decoupled_nce  # noqa: E402
+from .objectives.distillation import (  # noqa: E402
+    embedding_kl,
+    feature_cosine,
+    feature_mse,
+    group_distillation,
+    margin_mse,
+    similarity_divergence,
+    similarity_mse,
+)
+from .objectives.geometry import alignment, ko_leo, negative_lse, sliced_wasserstein, uniformity  # noqa: E402
+from .objectives.guided import threshold_guided_nce  # noqa: E402
+from .objectives.hardness import hardness_weighted_nce  # noqa: E402
+from .objectives.heads import cosine_regression, pair_features, score_nce, vocabulary_softmax  # noqa: E402
+from .objectives.hinge import (  # noqa: E402
+    band_hinge,
+    cluster_band_hinge,
+    energy_hinge,
+    lifted_structure,
+    n_pair,
+    pair_contrastive,
+    token_hinge,
+)
+from .objectives.joint import joint_nce  # noqa: E402
+from .objectives.late_interaction import token_similarity  # noqa: E402
+from .objectives.logit_bias import (  # noqa: E402
+    brownian_bridge_nce,
+    gaussian_decay_nce,
+    sampled_softmax,
+    squared_l2_nce,
+)
+from .objectives.nt_xent import nt_xent  # noqa: E402
+from .objectives.own_positive import own_positive_nce  # noqa: E402
+from .objectives.queues import hardest_negatives, momentum_encoder  # noqa: E402
+from .objectives.ranking import angle, angle_scores, cosent, list_mle, list_net  # noqa: E402
+from .objectives.sigmoid import nce, pair_bce, sigmoid_loss  # noqa: E402
+from .objectives.soft_nearest_neighbor import soft_nearest_neighbor  # noqa: E402
+from .objectives.soft_targets import (  # noqa: E402
+    ai_feedback_nce,
+    quick_thought,
+    soft_target_nce,
+    uni_cl,
+)
+from .objectives.statistics import Statistics, info_nce_statistics  # noqa: E402
+from .objectives.sup_con import sup_con  # noqa: E402
+from .objectives.triplet import triplet, triplet_margin  # noqa: E402
+
+__all__ = [
+    "Statistics",
+    "ai_feedback_nce",
+    "alignment",
+    "angle",
+    "angle_scores",
+    "band_hinge",
+    "barlow_twins",
+    "brownian_bridge_nce",
+    "byol",
+    "cluster_band_hinge",
+    "cor_info_max",
+    "cosent",
+    "cosine_regression",
+    "debiased_nce",
+    "decoupled_nce",
+    "effective_rank",
+    "embedding_kl",
+    "energy_hinge",
+    "feature_cosine",
+    "feature_mse",
+    "gaussian_decay_nce",
+    "group_distillation",
+    "hardest_negatives",
+    "hardness_weighted_nce",
+    "info_nce",
+    "info_nce_statistics",
+    "joint_nce",
+    "ko_leo",
+    "lifted_structure",
+    "list_mle",
+    "list_net",
+    "margin_mse",
+    "momentum_encoder",
+    "n_pair",
+    "nce",
+    "negative_lse",
+    "nt_xent",
+    "own_positive_nce",
+    "pair_bce",
+    "pair_contrastive",
+    "pair_features",
+    "quick_thought",
+    "running_covariance",
+    "sampled_softmax",
+    "score_nce",
+    "sig_reg",
+    "sigmoid_loss",
+    "similarity_divergence",
+    "similarity_mse",
+    "sliced_wasserstein",
+    "soft_nearest_neighbor",
+    "soft_target_nce",
+    "squared_l2_nce",
+    "sup_con",
+    "threshold_guided_nce",
+    "token_hinge",
+    "token_similarity",
+    "triplet",
+    "triplet_margin",
+    "uni_cl",
+    "uniformity",
+    "vicreg",
+    "vocabulary_softmax",
+]

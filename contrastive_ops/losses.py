@@ -145,3 +145,10 @@ class InfoNCELoss(nn.Module):
         plain = InfoNCELoss.__init__.__kwdefaults__ or {}
         changed = {k: v for k, v in self.options.items() if v != plain.get(k)}
         return ", ".join(f"{name}={value!r}" for name, value in changed.items())
+
+
+# The module twins of the other objectives need `Temperature`.
+from .objectives.modules import *  # noqa: E402, F403
+from .objectives.modules import __all__ as _twins  # noqa: E402
+
+__all__ = ["InfoNCELoss", "Temperature", *_twins]

@@ -111,6 +111,14 @@ def _total(
     )
 
 
+def stripes_of(
+    problem: SimilarityProblem, operands: Operands
+) -> Iterator[tuple[SimilarityProblem, Operands]]:
+    """The one-direction problems of some rows each, whose logits fit the workspace."""
+    for _, part, stripe in _stripes(problem, _prepared(problem, operands)):
+        yield part, stripe
+
+
 def _prepared(p: SimilarityProblem, o: Operands) -> Operands:
     """Rows whose dot products are the similarities, once for all stripes."""
     query, key, negatives, own = (

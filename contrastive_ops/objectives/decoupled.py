@@ -1,0 +1,166 @@
+"""Two views whose positive stays out of the denominator, or whose negatives are corrected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.problem import Operands, SimilarityProblem
+from ..engine.reductions import row_lse, score_sum
+from .arguments import Number, Reduction, describe, divisor, pairs, reduced, row_ids, softplus
+
+
+def decoupled_nce(
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    temperature: Number | Tensor = 0.1,
+    positive_weight_width: Number | None = None,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""Decoupled contrastive loss (DCL): NT-Xent without the positive in its denominator.
+
+    .. math:: L_i = -w_i s_{ip}/T + \log \sum_{a \notin \{i, p\}} e^{s_{ia}/T}
+
+    over the 2 N rows of both views. Costs 4 matrix products; no logits are held.
+
+    Args:
+        view_a, view_b: (N, D), N >= 2.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        positive_weight_width: None: w = 1 (DCL). A number sigma: the von Mises-Fisher weight (DCLW)
+            w = 2 - e^{s/sigma} / mean e^{s/sigma} over the N pairs, not differentiated.
+        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        reduction: ``"mean"`` or ``"sum"`` over the 2 N rows, or ``"none"``, (2 N,).
+
+    Returns:
+        0-dim, or (2 N,): float32, float64 for float64 inputs. It may be negative.
+
+    Raises:
+        ValueError: a single pair, which has no negatives, or as in :func:`info_nce`.
+
+    Source: Yeh et al. 2022, "Decoupled Contrastive Learning" (arXiv 2110.06848)
+    """
+    problem, operands, positives = _two_views(
+        view_a, view_b, temperature, normalize, workspace_bytes
+    )
+    weighted = positives
+    if positive_weight_width is not None:
+        width = check.positive_number("positive_weight_width", positive_weight_width)
+        n = positives.shape[0] // 2
+        similarity = (positives[:n] * _temperature(temperature, positives)).detach()
+        weight = 2 - n * torch.softmax(similarity / width, 0)
+        weighted = positives * weight.repeat(2)
+    return reduced(row_lse(problem, operands, backend) - weighted, reduction)
+
+
+def debiased_nce(
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    temperature: Number | Tensor = 0.5,
+    positive_prior: Number = 0.1,
+    hardness: Number = 0.0,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""Debiased contrastive loss, with importance weights for hard negatives on request.
+
+    .. math:: L_i = -\log \frac{e^{s_{ip}/T}}{e^{s_{ip}/T} + G_i} \qquad
+              G_i = \max\left(\frac{R_i - \tau^+ n\, e^{s_{ip}/T}}{1 - \tau^+},
+                              n\, e^{-1/T}\right)
+
+    over the 2 N rows of both views, n = 2 N - 2 negatives a row, and :math:`R_i = n \sum_a
+    e^{(1 + \beta) s_{ia}/T} / \sum_a e^{\beta s_{ia}/T}`, which is their plain sum for
+    :math:`\beta = 0`. Costs 4 matrix products (8 with ``hardness``); no logits are held.
+
+    Args:
+        view_a, view_b: (N, D), N >= 2.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        positive_prior: tau+ in [0, 1), the share of negatives that are positives in truth.
+        hardness: beta >= 0; the weights are differentiated, as in the authors' code.
+        normalize: cosine similarity; with dot products the floor e^{-1/T} is the authors' all the
+            same.
+        reduction: ``"mean"`` or ``"sum"`` over the 2 N rows, or ``"none"``, (2 N,).
+        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+
+    Returns:
+        0-dim, or (2 N,): float32, float64 for float64 inputs.
+
+    Raises:
+        ValueError: a single pair, which has no negatives, or as in :func:`info_nce`.
+
+    Source: Chuang et al. 2020, "Debiased Contrastive Learning" (arXiv 2007.00224); Robinson
+    et al. 2021, "Contrastive Learning with Hard Negative Samples" (arXiv 2010.04592).
+    """
+    prior = check.number("positive_prior", positive_prior, 0.0, 1.0)
+    if prior == 1.0:
+        raise ValueError(f"positive_prior: got {positive_prior!r}, expected a number in [0, 1)")
+    beta = check.number("hardness", hardness, 0.0)
+    problem, operands, positives = _two_views(
+        view_a, view_b, temperature, normalize, workspace_bytes
+    )
+    count = math.log(positives.shape[0] - 2)
+    if beta:
+        harder = row_lse(*_sharper(problem, operands, 1 + beta), backend)
+        negatives = count + harder - row_lse(*_sharper(problem, operands, beta), backend)
+    else:
+        negatives = row_lse(problem, operands, backend)
+    # Everything relative to the positive: log G - s_p, the difference taken where it is positive.
+    excess = negatives - positives
+    if prior:
+        share = math.log(prior) + count
+        above = excess > share
+        safe = torch.where(above, excess, share + 1.0)
+        excess = safe + torch.log(-torch.expm1(share - safe)) - math.log1p(-prior)
+        excess = torch.where(above, excess, -torch.inf)
+    floor = count - 1 / _temperature(temperature, positives) - positives
+    return reduced(softplus(torch.maximum(excess, floor)), reduction)
+
+
+def _two_views(
+    view_a: Tensor,
+    view_b: Tensor,
+    temperature: Number | Tensor,
+    normalize: bool,
+    workspace_bytes: int | None,
+) -> tuple[SimilarityProblem, Operands, Tensor]:
+    """Each of the 2 N rows against those of other samples, and its positive logit."""
+    view_a, view_b = pairs(view_a=view_a, view_b=view_b)
+    n = view_a.shape[0]
+    if n < 2:
+        raise ValueError("view_a: got 1 row, expected at least 2: a single pair has no negatives")
+    rows = torch.cat([view_a, view_b])
+    sample = row_ids(n, rows)
+    problem, operands = describe(
+        rows,
+        rows,
+        temperature=temperature,
+        normalize=normalize,
+        ids=sample.repeat(2),
+        workspace_bytes=workspace_bytes,
+    )
+    other = torch.cat([sample + n, sample]).unsqueeze(1)
+    return problem, operands, score_sum(problem, operands, other)
+
+
+def _temperature(temperature: Number | Tensor, like: Tensor) -> Tensor | float:
+    scale, tensor = divisor(temperature, like)
+    return 1 / scale if tensor is None else tensor.to(like.dtype)
+
+
+def _sharper(
+    problem: SimilarityProblem, operands: Operands, factor: float
+) -> tuple[SimilarityProblem, Operands]:
+    """The same with all logits times ``factor``."""
+    if operands.temperature is None:
+        return problem._replace(scale=problem.scale * factor), operands
+    wide = operands.temperature.to(operands.accumulation_dtype)
+    return problem, operands._replace(temperature=wide / factor)

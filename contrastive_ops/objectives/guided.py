@@ -1,0 +1,130 @@
+"""Negatives that a frozen model finds too close to the query, weighed away (DCLR, MultiCSR)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.similarity import prepared, unit_rows
+from ..engine.softmax_ce import softmax_ce
+from ..engine.stripes import Tensors, row_loss, stripe_losses
+from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
+
+
+def threshold_guided_nce(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    guide: Sequence[Tensor],
+    guide_threshold: Number = 0.9,
+    objective: Literal["softmax_ce", "softmax_bce"] = "softmax_ce",
+    excluded_logit: Literal[0] | None = None,
+    temperature: Number | Tensor = 0.05,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""InfoNCE without the in-batch negatives whose guide cosine exceeds a fixed threshold.
+
+    DCLR's paper: ``objective="softmax_ce"`` with the excluded left out, 3 matrix products. DCLR's
+    and MultiCSR's code: ``objective="softmax_bce"``, ``excluded_logit=0``: the excluded logits
+    become 0, and the loss is the binary cross-entropy of all softmax entries, :math:`L_i =
+    -\frac{1}{C} (\log p_{ii} + \sum_{j \ne i} \log(1 - p_{ij}))` over C candidates; evaluated a
+    stripe of rows at a time in plain PyTorch. (PyTorch's own binary cross-entropy clamps its
+    logarithms at -100; this does not.)
+
+    Args:
+        query, key: (N, D); key i is the positive of query i.
+        negatives: (K, D): noise, or hard negatives. Never excluded; they get gradient.
+        guide: ``(guide_query, guide_key)``, (N, G) each, not differentiated.
+        guide_threshold: phi in [-1, 1]; exclusion is strict.
+        objective, excluded_logit: see above. ``excluded_logit=0`` needs ``"softmax_bce"``.
+        temperature, reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+
+    Raises:
+        ValueError: as in :func:`info_nce`.
+
+    Source: Zhou et al. 2022, "Debiased Contrastive Learning of Unsupervised Sentence
+    Representations" (arXiv 2205.00656); MultiCSR (2023).
+    """
+    check.choice("objective", objective, ("softmax_ce", "softmax_bce"))
+    if excluded_logit not in (None, 0):
+        raise ValueError(f"excluded_logit: got {excluded_logit!r}, expected 0 or None")
+    query, key = pairs(query=query, key=key)
+    if negatives is not None:
+        query, negatives = matrices(query=query, negatives=negatives)
+    n = query.shape[0]
+    threshold = check.number("guide_threshold", guide_threshold, -1.0, 1.0)
+    if len(guide) != 2:
+        raise ValueError("guide: expected (guide_query, guide_key)")
+    base = pairs(**{"guide[0]": guide[0], "guide[1]": guide[1]})
+    if base[0].shape[0] != n:
+        raise ValueError(f"guide[0]: got {base[0].shape[0]} rows, expected {n} as in query")
+    guide_query, guide_key = (unit_rows(x.detach().float()) for x in base)
+    problem, operands = describe(
+        query, key, temperature=temperature, workspace_bytes=workspace_bytes
+    )
+    share = shares(reduction, n)
+    if objective == "softmax_ce":
+        if excluded_logit is not None:
+            raise ValueError("excluded_logit: got 0, expected None with objective='softmax_ce'")
+        operands = operands._replace(
+            negatives=negatives,
+            guide_query=guide_query,
+            guide_key=guide_key,
+            guide_threshold=guide_query.new_full((n,), threshold),
+        )
+        return softmax_ce(problem, operands, share, backend)
+    unit, keys = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))
+    others = None
+    if negatives is not None:
+        others = prepared(negatives, problem, operands.accumulation_dtype)
+    return stripe_losses(
+        _softmax_bce,
+        (unit, guide_query.to(unit.dtype), row_ids(n, query)),
+        (keys, others, guide_key.to(unit.dtype), operands.temperature),
+        share,
+        backend=backend,
+        workspace_bytes=workspace_bytes,
+        scale=problem.scale,
+        threshold=threshold,
+        leave_out=excluded_logit is None,
+    )
+
+
+@row_loss
+def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
+    query, guide_query, index = rows
+    key, negatives, guide_key, temperature = shared
+    assert query is not None
+    assert guide_query is not None
+    assert index is not None
+    assert key is not None
+    assert guide_key is not None
+    scale = options["scale"] if temperature is None else temperature.to(key.dtype).reciprocal()
+    own = torch.arange(key.shape[0], device=key.device) == index.unsqueeze(1)
+    out = (guide_query @ guide_key.T > options["threshold"]) & ~own
+    logits = query @ key.T * scale
+    logits = logits.masked_fill(out, -torch.inf if options["leave_out"] else 0.0)
+    if negatives is not None:
+        logits = torch.cat([logits, query @ negatives.T * scale], 1)
+        own = torch.nn.functional.pad(own, (0, negatives.shape[0]))
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    positive = torch.where(own, log_p, 0.0).sum(1)
+    return -(positive + log1m_exp(log_p.masked_fill(own, -torch.inf)).sum(1)) / logits.shape[1]
+
+
+def log1m_exp(x: Tensor) -> Tensor:
+    """log(1 - e^x) for x <= 0; 0, with gradient 0, at -inf."""
+    nothing = x == -torch.inf
+    x = x.masked_fill(nothing, -1.0)
+    near = x > -0.6931
+    small = torch.where(near, x, -1.0)
+    large = torch.where(near, -1.0, x)
+    value = torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
+    return value.masked_fill(nothing, 0.0)

@@ -1,0 +1,135 @@
+"""InfoNCE whose negatives count more the harder they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.problem import Operands, SimilarityProblem
+from ..engine.reductions import row_lse, score_sum
+from .arguments import (
+    Number,
+    Reduction,
+    divisor,
+    matrices,
+    reduced,
+    row_ids,
+    softplus,
+    wide,
+    workspace,
+)
+
+
+def hardness_weighted_nce(
+    query: Tensor,
+    key: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperature: Number | Tensor = 0.05,
+    hardness: Number = 1.0,
+    hardness_of: Literal["all", "in_batch", "negatives"] = "all",
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""InfoNCE with a negative's logit raised by its own (undifferentiated) cosine.
+
+    .. math:: L_i = -\log \frac{e^{s_{ii}/T}}
+                     {e^{s_{ii}/T} + \sum_j e^{s_{ij}/T + \alpha\,\mathrm{sg}(s_{ij})}}
+
+    Costs 4 matrix products; no logits are held.
+
+    Args:
+        query, key: (N, D); key i is the positive of query i.
+        negatives: (K, D), further candidates of every query.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        hardness: alpha >= 0, in logits per cosine.
+        hardness_of: which negatives it weighs: all, the other queries' keys, or ``negatives``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
+        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+
+    Returns:
+        0-dim, or (N,): float32, float64 for float64 inputs. Once differentiable: a second
+        derivative is an error.
+
+    Raises:
+        ValueError: as in :func:`info_nce`.
+
+    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812); ``hardness_mode`` of
+    sentence-transformers' MultipleNegativesRankingLoss.
+    """
+    check.choice("hardness_of", hardness_of, ("all", "in_batch", "negatives"))
+    alpha = check.number("hardness", hardness, 0.0)
+    if negatives is None:
+        query, key = matrices(query=query, key=key)
+    else:
+        query, key, negatives = matrices(query=query, key=key, negatives=negatives)
+    if key.shape[0] != query.shape[0]:
+        raise ValueError(f"key: got {key.shape[0]} rows, expected {query.shape[0]} as in query")
+    scale, tensor = divisor(temperature, query)
+    ids = row_ids(query.shape[0], query).view(1, -1)
+    problem = SimilarityProblem(scale=scale, workspace_bytes=workspace(workspace_bytes))
+    plain = Operands(query, key, temperature=tensor)
+    blocks = [(key, ids, hardness_of != "negatives")]
+    if negatives is not None:
+        strangers = torch.full((1, negatives.shape[0]), -1, device=query.device)
+        blocks.append((negatives, strangers, hardness_of != "in_batch"))
+    sums = [
+        _row_lse(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
+        for block, block_ids, raised in blocks
+    ]
+    negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
+    return reduced(softplus(negative - score_sum(problem, plain)), reduction)
+
+
+def _row_lse(
+    problem: SimilarityProblem,
+    plain: Operands,
+    block: Tensor,
+    ids: Tensor,
+    block_ids: Tensor,
+    alpha: float,
+    backend: str | None,
+) -> Tensor:
+    """Log-sum-exp of s / T + alpha sg(s): the sharper logits (1 / T + alpha) s, whose gradient
+    reaches the rows as that of s / T does."""
+    operands = plain._replace(key=block, query_ids=ids, key_ids=block_ids)
+    if not alpha:
+        return row_lse(problem, operands, backend)
+    if operands.temperature is None:
+        sharper = problem.scale + alpha
+        share: Tensor | float = problem.scale / sharper
+        problem = problem._replace(scale=sharper)
+    else:
+        inverse = operands.temperature.to(operands.accumulation_dtype).reciprocal()
+        share = (inverse / (inverse + alpha)).detach()
+        operands = operands._replace(temperature=(inverse + alpha).reciprocal())
+    rows = [_with_share_of_gradient(x, share) for x in (operands.query, operands.key)]
+    return row_lse(problem, operands._replace(query=rows[0], key=rows[1]), backend)
+
+
+def _with_share_of_gradient(x: Tensor, share: Tensor | float) -> Tensor:
+    found: Tensor = _ShareOfGradient.apply(wide(x), share)
+    return found
+
+
+class _ShareOfGradient(torch.autograd.Function):
+    """x, whose gradient is multiplied by ``share``. A second derivative is an error."""
+
+    @staticmethod
+    def forward(x, share):  # type: ignore[no-untyped-def]
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.share = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        transformed = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+        if grad.requires_grad and not transformed:
+            raise ValueError("hardness: got create_graph=True, expected first derivatives alone")
+        return grad * ctx.share, None

@@ -1,0 +1,128 @@
+"""NT-Xent: several views of each sample, every other row of the batch a negative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.reductions import row_lse, score_sum
+from ..functional import info_nce
+from .arguments import (
+    Number,
+    Reduction,
+    describe,
+    pairs,
+    reduced,
+    row_ids,
+    softplus,
+    temperature_or,
+)
+
+
+def nt_xent(
+    view_a: Tensor,
+    view_b: Tensor,
+    *more: Tensor,
+    temperature: Number | Tensor = 0.5,
+    scale: Number | Tensor | None = None,
+    positives_in_denominator: bool = True,
+    margin: Number = 0.0,
+    label_smoothing: Number = 0.0,
+    false_negative_margin: Number | None = None,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[Number] | None = None,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""NT-Xent: each view of a sample looks for its other views among all rows of all views.
+
+    .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i}
+                    \log \frac{e^{s_{ip}/T}}{\sum_{a \ne i} e^{s_{ia}/T}}
+
+    over the V N rows of ``cat(views)``, with :math:`P_i` the V - 1 other views of row i's sample.
+    One set against itself, self left out; the (V N) x (V N) logits are never held. Loss and
+    gradients cost 3 matrix products (with ``positives_in_denominator=False`` 4).
+
+    Args:
+        view_a, view_b, *more: (N, D) each, row i of every one a view of sample i.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        scale: 1 / T instead of ``temperature``; giving both is an error.
+        positives_in_denominator: whether a positive's denominator counts the sample's other views.
+            If not, each positive stands alone against the negatives (pytorch-metric-learning's
+            NTXentLoss). Two views are the same either way.
+        margin, label_smoothing, false_negative_margin, matryoshka_dims, matryoshka_weights,
+        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`; the first five
+            need ``positives_in_denominator=True``.
+        reduction: ``"mean"`` and ``"sum"`` over all V N rows, or ``"none"``, (V N,) view by view.
+
+    Returns:
+        0-dim, or (V N,): float32, float64 for float64 inputs.
+
+    Raises:
+        ValueError: views of different shapes or dtypes, or as in :func:`info_nce`.
+
+    Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
+    Representations" (arXiv 2002.05709), eq. 1. ConSERT's sum of both sides is twice this loss.
+    """
+    temperature = temperature_or(scale, temperature, 0.5)
+    names = ["view_a", "view_b", *(f"more[{i}]" for i in range(len(more)))]
+    views = pairs(**dict(zip(names, (view_a, view_b, *more), strict=True)))
+    n, count = views[0].shape[0], len(views)
+    rows = torch.cat(views)
+    sample = row_ids(n, rows).repeat(count)
+    view = row_ids(count, rows).repeat_interleave(n).unsqueeze(1)
+    # The other views, in order from the next one on.
+    others = (view + torch.arange(1, count, device=rows.device)) % count * n + sample.unsqueeze(1)
+    if positives_in_denominator:
+        every = row_ids(count * n, rows)
+        return info_nce(
+            rows,
+            rows,
+            temperature=temperature,
+            positives=others,
+            query_ids=every,
+            key_ids=every,
+            margin=margin,
+            label_smoothing=label_smoothing,
+            false_negative_margin=false_negative_margin,
+            matryoshka_dims=matryoshka_dims,
+            matryoshka_weights=matryoshka_weights,
+            normalize=normalize,
+            reduction=reduction,
+            backend=backend,
+            workspace_bytes=workspace_bytes,
+        )
+    _refuse(
+        margin=margin,
+        label_smoothing=label_smoothing,
+        false_negative_margin=false_negative_margin,
+        matryoshka_dims=matryoshka_dims,
+        matryoshka_weights=matryoshka_weights,
+    )
+    problem, operands = describe(
+        rows,
+        rows,
+        temperature=temperature,
+        normalize=normalize,
+        ids=sample,
+        workspace_bytes=workspace_bytes,
+    )
+    negatives = row_lse(problem, operands, backend)
+    alone = [
+        softplus(negatives - score_sum(problem, operands, column.unsqueeze(1)))
+        for column in others.unbind(1)
+    ]
+    return reduced(torch.stack(alone, 1).mean(1), reduction)
+
+
+def _refuse(**options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            raise ValueError(
+                f"{name}: got {value!r} with positives_in_denominator=False, expected it unset"
+            )

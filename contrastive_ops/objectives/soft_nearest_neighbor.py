@@ -1,0 +1,73 @@
+"""Soft nearest neighbour loss: how entangled the classes of a labelled set are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ..engine import check
+from ..engine.reductions import row_lse
+from .arguments import Number, Reduction, describe, matrices, shares, temperature_or
+from .arguments import labels as checked_labels
+from .classes import classes, over_positives
+from .distance import squared_l2_factors
+
+
+def soft_nearest_neighbor(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: Number | Tensor = 1.0,
+    scale: Number | Tensor | None = None,
+    distance: Literal["sq_l2", "cosine"] = "sq_l2",
+    reduction: Reduction = "mean",
+    backend: str | None = None,
+    workspace_bytes: int | None = None,
+) -> Tensor:
+    r"""Soft nearest neighbour loss.
+
+    .. math:: L_i = -\log \frac{\sum_{j \ne i,\, y_j = y_i} e^{-d_{ij}/T}}
+                               {\sum_{k \ne i} e^{-d_{ik}/T}}
+
+    Costs 4 matrix products and the pairs within classes once more; no N x N matrix is held.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) int64. A row whose label no other row has counts 0 and is left out of the mean.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient (the paper learns 1 / T).
+        scale: 1 / T instead of ``temperature``; giving both is an error.
+        distance: d, the squared Euclidean distance of the rows as they are, or 1 - cosine.
+        reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
+        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+
+    Returns:
+        0-dim, or (N,): float32, float64 for float64 inputs.
+
+    Raises:
+        ValueError: labels that are no (N,) integers, or as in :func:`info_nce`.
+
+    Source: Frosst, Papernot and Hinton 2019, "Analyzing and Improving Representations with the Soft
+    Nearest Neighbor Loss" (arXiv 1902.01889).
+    """
+    temperature = temperature_or(scale, temperature, 1.0)
+    (rows,) = matrices(embeddings=embeddings)
+    label = checked_labels("labels", labels, rows)
+    check.choice("distance", distance, ("sq_l2", "cosine"))
+    query, key = rows, rows
+    if distance == "sq_l2":
+        query, key = squared_l2_factors(rows, rows)
+    problem, operands = describe(
+        query,
+        key,
+        temperature=temperature,
+        normalize=distance == "cosine",
+        ids=label,
+        workspace_bytes=workspace_bytes,
+    )
+    found = classes(label)
+    weight = shares(reduction, rows.shape[0], found.has_positive)
+    if isinstance(weight, Tensor):
+        weight = weight.to(operands.accumulation_dtype)
+    negatives = row_lse(problem, operands, backend)
+    return over_positives("log_sum", problem, operands, found, negatives, weight, backend)
