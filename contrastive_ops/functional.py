@@ -1,4 +1,4 @@
-"""Contrastive losses as functions of tensors."""
+"""Contrastive losses, neighbours and hard negatives as functions of tensors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from .engine import check
 from .engine.describe import describe
 from .engine.problem import Operands, SimilarityProblem, prefix
 from .engine.softmax_ce import softmax_ce
+from .mining.hard_negatives import mine_hard_negatives
+from .mining.topk import topk_similarity
+
+__all__ = ["info_nce", "mine_hard_negatives", "topk_similarity"]
 
 Number = float | int
 DEFAULT_TEMPERATURE = 0.05
