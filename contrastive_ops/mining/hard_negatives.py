@@ -242,6 +242,23 @@ def _mine(
     return HardNegatives(indices, scores, weakest, statistics)
 
 
+def choose(scores: Tensor, indices: Tensor, positive: Tensor, rules: Rules) -> HardNegatives:
+    """Negatives among given candidates by given scores: all rules but the rank window.
+
+    Args:
+        scores, indices: (N, W) in any order; index -1 is a pad.
+        positive: (N,) scores of the weakest positives, NaN for none.
+        rules: see :func:`mine_hard_negatives`.
+    """
+    scores = scores.masked_fill(indices < 0, -math.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    scores, indices = scores.gather(1, order), indices.gather(1, order)
+    passed, dropped = _filter(scores, indices, rules.limits(positive), rules)
+    taken, index = _take(scores, indices, passed, 0, rules)
+    statistics = MiningStatistics.of(indices >= 0, dropped).finish(taken, positive, 0, 0, 0)
+    return HardNegatives(index, taken, positive, statistics)
+
+
 class _PositiveScores:
     """(N, P) scores of the positives, as their rows come by."""
 
