@@ -218,7 +218,7 @@ def measure_miners(case: Row, quick: bool, say: Say) -> list[Row]:
         from pytorch_metric_learning import miners
     except ImportError as error:
         return [_missing(case, "pytorch-metric-learning", error)]
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "batch-hard": (mining.BatchHardMiner(), miners.BatchHardMiner()),
         "semi-hard": (mining.SemiHardMiner(), miners.BatchEasyHardMiner("easy", "semihard")),
         "easy-positive": (mining.EasyPositiveMiner(), miners.BatchEasyHardMiner("easy", "hard")),

@@ -123,7 +123,9 @@ class Selector {
     stripe_rows = clamp<int64_t>(minimum(stripe_rows, share / row_bytes), micro_rows, p.rows);
     stripe_rows = round_up(divide_up(p.rows, divide_up(p.rows, stripe_rows)), micro_rows);
     int64_t span = 5 * share / (stripe_rows * group_bytes * n);
-    span = clamp<int64_t>(span, 1, minimum<int64_t>(all, 8192));
+    // What is merged of one row may be all columns of the span.
+    const int64_t merged = share / (workers_ * block_columns() * int64_t(sizeof(Ranked<R>)));
+    span = clamp<int64_t>(minimum(span, merged), 1, all);
     span = divide_up(all, divide_up(all, span));
     span_groups = span * n;
     pair_capacity = share / int64_t(group * sizeof(R) + 12);

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contrastive_ops import mine_hard_negatives
-from contrastive_ops.mining.hard_negatives import Rules
 from contrastive_ops.mining.sampling import permuted
 from contrastive_ops.mining.shards import read_result
 from contrastive_ops.mining.statistics import FILTERS, table
@@ -296,7 +295,3 @@ def test_bad_input_names_the_argument(change, message, tmp_path, monkeypatch):
     }
     with pytest.raises(ValueError, match=message):
         mine_hard_negatives(**arguments)
-
-
-def test_rules_are_checked_once_and_kept():
-    assert Rules(3, range_max=3).range_max == 3
