@@ -25,6 +25,8 @@ suites:
   small           N = 2 to 256, D = 32 to 768, forward alone and with the backward
   memory          peak memory up to N = 32768 at D = 128
   sweep           time and memory against batch size, for the plot
+  mining          top-32 of 4096 x 100,000 x 384, hard negatives of 20,000 pairs, batch miners,
+                  against faiss, torch, sentence-transformers and pytorch-metric-learning
 """
 
 _HERE = Path(__file__).resolve().parent
@@ -71,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the suites that were asked for."""
     from .suites import SUITES
 
-    names = args.suite or list(SUITES)
+    known = [*SUITES, "mining"]
+    names = args.suite or known
     for name in names:
-        if name not in SUITES:
-            raise ValueError(f"--suite: got {name!r}, expected one of {', '.join(SUITES)}")
+        if name not in known:
+            raise ValueError(f"--suite: got {name!r}, expected one of {', '.join(known)}")
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"--threads: got {args.threads}, expected at least 1")
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in names:
-        _run_suite(name, args)
+        _run_mining(args) if name == "mining" else _run_suite(name, args)
     if (args.output / "sweep.json").is_file():
         from .plot import draw_sweep
 
@@ -120,6 +123,31 @@ def _run_suite(name: str, args: argparse.Namespace) -> None:
     write_json(target, result)
     if suite.sample:
         print(_overview(rows))
+    print(f"  -> {target}")
+
+
+def _run_mining(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from . import machine, mining
+
+    target = args.output / "mining.json"
+    facts = machine.describe()
+    if args.resume and _is_done(target, facts["commit"], args.quick):
+        print(f"{mining.TITLE}: already in {target}")
+        return
+    print(mining.TITLE)
+    with tqdm(unit="call", file=sys.stdout, disable=None, leave=False) as bar:
+
+        def say(text: str) -> None:
+            bar.set_postfix_str(text)
+            bar.update()
+
+        rows = mining.measure(args.quick, say)
+    for row in rows:
+        print(mining.summarize(row))
+    result = {"suite": "mining", "title": mining.TITLE, "quick": args.quick, **facts, "rows": rows}
+    write_json(target, result)
     print(f"  -> {target}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``contrastive-ops {info, train, search, bench}``.
+"""The command line: ``contrastive-ops {info, train, mine, search, bench}``.
 
 A command is a module with ``HELP`` (its description), ``configure(parser)`` (its arguments) and
 ``run(args)`` (its exit code). Only the module of the command that was asked for is imported, so
@@ -31,6 +31,9 @@ COMMANDS = {
     "info": Command("contrastive_ops.info", "show versions, the CPU, and which backends work"),
     "train": Command(
         "contrastive_ops.training.train", "train a small semantic-search model", "train"
+    ),
+    "mine": Command(
+        "contrastive_ops.mining.command", "mine hard negatives for pairs of texts", "train"
     ),
     "search": Command("contrastive_ops.training.search", "ask a trained model", "train"),
     "bench": Command(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import check
-from .functional import DEFAULT_TEMPERATURE, info_nce
+from .objectives.info_nce import DEFAULT_TEMPERATURE, info_nce
 
 
 class Temperature(nn.Module):

@@ -12,6 +12,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/problem.h"
+#include "cpu/select.h"
 #include "peak.h"
 
 namespace contrastive_ops {
@@ -26,6 +27,8 @@ DType dtype_of(const Tensor& x) {
     case at::kDouble: return DType::float64;
     case at::kBFloat16: return DType::bfloat16;
     case at::kHalf: return DType::float16;
+    case at::kChar: return DType::int8;
+    case at::kByte: return DType::bits;
     default: throw std::invalid_argument("unsupported dtype");
   }
 }
@@ -266,6 +269,70 @@ std::vector<MaybeTensor> softmax_ce(
   return run_as(kernel_mode, statistics, a, weight, weight_all, wanted, row_stats, column_stats);
 }
 
+// Merges the k best of `corpus`, whose rows go by first, first + 1, ..., into scores and indices.
+// Returns how many pairs were scored in double, and how many rows of the corpus cannot be selected.
+std::pair<int64_t, int64_t> row_select(
+    Tensor query, Tensor corpus, bool normalize, bool l2, int scan, int64_t first,
+    MaybeTensor exclude_begin, MaybeTensor exclude, MaybeTensor upper, MaybeTensor above,
+    int64_t workspace_bytes, Tensor scores, Tensor indices) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  require(query.dim() == 2 && corpus.dim() == 2, "query and corpus must be matrices");
+  require(scan >= 0 && scan <= int(Scan::int8), "unknown scan");
+  Operands hold(query);
+  SelectProblem p;
+  p.rows = query.size(0);
+  p.count = corpus.size(0);
+  const Tensor x = hold.rows(query, {p.rows, query.size(1)});
+  const Tensor y = hold.rows(corpus, {p.count, query.size(1)});
+  p.dim = query.size(1) * (x.scalar_type() == at::kByte ? 8 : 1);
+  const auto result = p.dim && x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  p.dtype = dtype_of(x);
+  p.x = x.const_data_ptr();
+  p.y = y.const_data_ptr();
+  p.x_stride = row_stride(x);
+  p.y_stride = row_stride(y);
+  p.normalize = normalize;
+  p.metric = l2 ? Metric::l2 : Metric::dot;
+  p.scan = static_cast<Scan>(scan);
+  p.first = first;
+  p.k = scores.size(-1);
+  p.workspace_bytes = workspace_bytes;
+  require(scores.sizes() == at::IntArrayRef({p.rows, p.k}) && scores.is_contiguous() &&
+              scores.scalar_type() == result && indices.sizes() == scores.sizes() &&
+              indices.is_contiguous() && indices.scalar_type() == at::kLong,
+          "the results' shape or dtype does not match");
+  if (exclude_begin) {
+    require(exclude.has_value(), "exclusions need both arrays");
+    const int64_t size = exclude->numel();
+    p.exclude_begin = hold.numbers<int64_t>(exclude_begin, at::kLong, {p.rows + 1});
+    for (int64_t i = 0; i < p.rows; ++i) {
+      require(0 <= p.exclude_begin[i] && p.exclude_begin[i] <= p.exclude_begin[i + 1],
+              "exclusions are not in order");
+    }
+    require(p.exclude_begin[p.rows] <= size, "exclusions are out of range");
+    p.exclude = hold.numbers<int64_t>(exclude, at::kLong, {size});
+    if (size == 0) p.exclude_begin = p.exclude = nullptr;
+  }
+  if (upper) {
+    p.upper = result == at::kDouble
+                  ? static_cast<const void*>(hold.numbers<double>(upper, at::kDouble, {p.rows}))
+                  : hold.numbers<float>(upper, at::kFloat, {p.rows});
+  }
+  if (above) {
+    require(above->sizes() == at::IntArrayRef({p.rows}) && above->is_contiguous() &&
+                above->scalar_type() == at::kLong,
+            "above must be int64 and contiguous");
+    p.above = above->mutable_data_ptr<int64_t>();
+  }
+  p.scores = scores.mutable_data_ptr();
+  p.indices = indices.mutable_data_ptr<int64_t>();
+  {
+    pybind11::gil_scoped_release release;
+    select(p);
+  }
+  return {p.rescored, p.nan_rows};
+}
+
 std::vector<std::string> isas() {
   int count = 0;
   const char* const* names = available_isas(&count);
@@ -278,6 +345,7 @@ std::vector<std::string> isas() {
 PYBIND11_MODULE(_C, module) {
   using namespace contrastive_ops;
   module.def("softmax_ce", &softmax_ce);
+  module.def("row_select", &row_select);
   module.def("available_isas", &isas, "Instruction sets of this CPU that have a kernel, best last.");
   module.def("current_isa", &current_isa, "The one that the next call uses.");
   module.def("select_isa", &select_isa, "Forces one; an empty name restores the best.");

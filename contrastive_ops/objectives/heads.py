@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.similarity import full_precision, unit_rows
-from ..functional import info_nce
 from .arguments import Number, Reduction, inverse_temperature, matrices, pairs, reduced, wide
 from .distance import with_key_bias
+from .info_nce import info_nce
 
 
 def pair_features(u: Tensor, v: Tensor, *, product: bool = False) -> Tensor:

@@ -18,10 +18,10 @@ from ..engine.stripes import (
     row_loss,
     stripe_losses,
 )
-from ..functional import info_nce
 from .arguments import Number, Reduction, matrices, pairs, reduced, take_rows, wide, workspace
 from .arguments import labels as checked_labels
 from .classes import classes
+from .info_nce import info_nce
 from .triplet import Distance, distance_matrix, distances
 
 

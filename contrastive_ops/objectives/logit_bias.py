@@ -11,9 +11,9 @@ from torch import Tensor
 from ..engine import check
 from ..engine.similarity import unit_rows
 from ..engine.softmax_ce import softmax_ce
-from ..functional import info_nce
 from .arguments import Number, Reduction, describe, divisor, matrices, pairs, row_ids, shares, wide
 from .distance import squared_l2_factors, with_key_bias
+from .info_nce import info_nce
 
 
 def sampled_softmax(

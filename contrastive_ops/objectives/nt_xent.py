@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..engine.reductions import row_lse, score_sum
-from ..functional import info_nce
 from .arguments import (
     Number,
     Reduction,
@@ -20,6 +19,7 @@ from .arguments import (
     softplus,
     temperature_or,
 )
+from .info_nce import info_nce
 
 
 def nt_xent(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine import chunked, reference
 from ..engine.describe import describe
 from ..engine.similarity import full_precision
-from ..functional import DEFAULT_TEMPERATURE
+from .info_nce import DEFAULT_TEMPERATURE
 
 
 class Statistics(NamedTuple):

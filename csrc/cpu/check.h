@@ -1,5 +1,6 @@
 #pragma once
 #include "problem.h"
+#include "select.h"
 
 namespace contrastive_ops {
 
@@ -7,5 +8,6 @@ namespace contrastive_ops {
 // buffers and strides cannot be.
 template <class Acc>
 void check(const Problem<Acc>& problem, Mode mode);
+void check(const SelectProblem& problem);
 
 }  // namespace contrastive_ops

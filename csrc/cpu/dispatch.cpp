@@ -16,6 +16,7 @@ struct Isa {
   const char* name;
   void (*run32)(const Problem<float>&, Mode);
   void (*run64)(const Problem<double>&, Mode);
+  void (*select)(SelectProblem&);
 };
 
 // The compiler's CPU checks include the operating system's consent to wide registers.
@@ -25,18 +26,20 @@ struct Available {
   int count = 0;
 
   Available() {
-    add({"portable", portable::run, portable::run});
+    add({"portable", portable::run, portable::run, portable::select});
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return;
-    add({"avx2", avx2::run, avx2::run});
+    add({"avx2", avx2::run, avx2::run, avx2::select});
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
       return;
     }
-    add({"avx512", avx512::run, avx512::run});
+    add({"avx512", avx512::run, avx512::run, avx512::select});
     if (!__builtin_cpu_supports("avx512bf16")) return;
-    add({"avx512bf16", avx512bf16::run, avx512bf16::run});
+    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    add({"avx512bf16", avx512bf16::run, avx512bf16::run,
+         vnni ? avx512bf16::select : avx512::select});
 #endif
   }
 
@@ -109,6 +112,11 @@ void run(const Problem<float>& problem, Mode mode) {
 void run(const Problem<double>& problem, Mode mode) {
   check(problem, mode);
   current().run64(problem, mode);
+}
+
+void select(SelectProblem& problem) {
+  check(problem);
+  current().select(problem);
 }
 
 const char* const* available_isas(int* count) {

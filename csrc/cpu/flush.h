@@ -25,4 +25,23 @@ class FlushSubnormals {
 #endif
 };
 
+// While it lives, subnormal results are kept, inside FlushSubnormals too.
+class KeepSubnormals {
+ public:
+#if defined(__SSE2__)
+  KeepSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~unsigned(_MM_FLUSH_ZERO_ON)); }
+  ~KeepSubnormals() { _mm_setcsr(saved_); }
+#else
+  KeepSubnormals() {}
+  ~KeepSubnormals() {}
+#endif
+  KeepSubnormals(const KeepSubnormals&) = delete;
+  KeepSubnormals& operator=(const KeepSubnormals&) = delete;
+
+#if defined(__SSE2__)
+ private:
+  unsigned saved_;
+#endif
+};
+
 }  // namespace contrastive_ops

@@ -1,6 +1,7 @@
 // What every instruction set's file offers to the dispatcher.
 #pragma once
 #include "problem.h"
+#include "select.h"
 
 namespace contrastive_ops {
 
@@ -8,6 +9,7 @@ namespace contrastive_ops {
   namespace name {                            \
   void run(const Problem<float>&, Mode);      \
   void run(const Problem<double>&, Mode);     \
+  void select(SelectProblem&);                \
   }
 CONTRASTIVE_OPS_DECLARE(portable)
 #if defined(__x86_64__)

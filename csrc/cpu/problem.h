@@ -16,7 +16,7 @@
 
 namespace contrastive_ops {
 
-enum class DType { float32, float64, bfloat16, float16 };
+enum class DType { float32, float64, bfloat16, float16, int8, bits };  // the last two: select.h
 
 // A block of candidates that every row may see. Matrices have unit stride in their last dimension.
 template <class Acc>

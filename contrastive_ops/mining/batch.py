@@ -1,0 +1,441 @@
+"""In-batch miners, with the tuples of pytorch-metric-learning, in bounded memory.
+
+A miner is called with ``embeddings`` (B, D) and integer ``labels`` (B,), and maybe a reference set
+``ref_emb`` (M, D), ``ref_labels`` (M,) to pair them with. It returns index tensors: triplets
+``(anchor, positive, negative)`` or pairs ``(anchor, positive, anchor, negative)``, which that
+library's losses take as ``indices_tuple``. Positives and negatives are numbers of reference rows;
+without a reference set a row is no positive of its own. Nothing is differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.scores import prepared_rows
+from ..engine.select import row_select
+from ..engine.similarity import full_precision
+from .exclusions import equal_ids
+
+Distance = Literal["euclidean", "cosine", "dot"]
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
+Triplets = tuple[Tensor, Tensor, Tensor]
+_TILE = 1 << 21
+"""Similarities at hand at once."""
+
+
+class _Batch(NamedTuple):
+    """Prepared rows, so that similarities are products; ``own``: the reference set is the batch."""
+
+    x: Tensor
+    y: Tensor
+    labels: Tensor
+    ref_labels: Tensor
+    own: bool
+
+    def rows(self) -> Iterator[slice]:
+        """Blocks of anchors."""
+        step = max(1, _TILE // max(1, len(self.y)))
+        for start in range(0, len(self.x), step):
+            yield slice(start, min(len(self.x), start + step))
+
+    def negatives(self, rows: slice, left_out: float) -> Tensor:
+        """(b, M) similarities, ``left_out`` where the label is the anchor's."""
+        with full_precision(self.x.device):
+            value = self.x[rows] @ self.y.T
+        same = self.labels[rows, None] == self.ref_labels
+        return value.masked_fill_(same, left_out)
+
+    def positives(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(anchor, positive, similarity) of every positive pair, in order: O(pairs)."""
+        pairs = equal_ids(self.labels, self.ref_labels)
+        anchor, positive = pairs.pairs()
+        if self.own:
+            other = anchor != positive
+            anchor, positive = anchor[other], positive[other]
+        step = max(1, _TILE // self.x.shape[1])
+        parts = [
+            (self.x[a] * self.y[p]).sum(1)
+            for a, p in zip(anchor.split(step), positive.split(step), strict=True)
+        ]
+        value = torch.cat(parts) if parts else self.x.new_empty(0)
+        return anchor, positive, value
+
+
+def _batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    normalize: bool,
+) -> _Batch:
+    x = check.matrix("embeddings", embeddings).detach()
+    labels = check.integers("labels", labels, ((len(x),),), x)
+    if (ref_emb is None) != (ref_labels is None):
+        raise ValueError("ref_emb, ref_labels: got one of them, expected both or neither")
+    rows = prepared_rows(x, normalize)[0]
+    if ref_emb is None or ref_labels is None:
+        return _Batch(rows, rows, labels, labels, True)
+    y = check.matrix("ref_emb", ref_emb).detach()
+    check.same("ref_emb", y, "embeddings", x)
+    ref_labels = check.integers("ref_labels", ref_labels, ((len(y),),), y)
+    return _Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
+
+
+def _extreme(batch: _Batch, easiest: bool) -> tuple[Tensor, Tensor]:
+    """(B,) the most (or least) similar positive and its similarity; -1 where there is none."""
+    anchor, positive, value = batch.positives()
+    n = len(batch.x)
+    # Equal similarities: the lower index.
+    order = positive.argsort(stable=True)
+    order = order[value[order].argsort(stable=True, descending=easiest)]
+    order = order[anchor[order].argsort(stable=True)]
+    anchor, positive, value = anchor[order], positive[order], value[order]
+    begin = torch.searchsorted(anchor, torch.arange(n, device=anchor.device))
+    present = begin < len(anchor)
+    at = begin.clamp(max=max(0, len(anchor) - 1))
+    index = torch.full((n,), -1, dtype=torch.int64, device=anchor.device)
+    best = torch.full((n,), math.nan, dtype=value.dtype, device=value.device)
+    if len(anchor):
+        present &= anchor[at] == torch.arange(n, device=anchor.device)
+        index = torch.where(present, positive[at], index)
+        best = torch.where(present, value[at], best)
+    return index, best
+
+
+class _EasyHard:
+    """One positive and one negative for each anchor that has both."""
+
+    def __init__(
+        self,
+        positive: Literal["hard", "easy"],
+        negative: Literal["hard", "semihard"],
+        normalize: bool,
+        backend: str | None,
+    ) -> None:
+        check.choice("positive", positive, ("hard", "easy"))
+        self.positive, self.negative = positive, negative
+        self.normalize, self.backend = normalize, backend
+
+    def mine(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> Triplets:
+        batch = _batch(embeddings, labels, ref_emb, ref_labels, self.normalize)
+        positive, value = _extreme(batch, self.positive == "easy")
+        upper = None
+        if self.negative == "semihard":
+            # Strictly further away than the positive.
+            below = torch.nextafter(value, torch.full_like(value, -math.inf))
+            upper = torch.where(value.isnan(), math.inf, below)
+        same = equal_ids(batch.labels, batch.ref_labels)
+        found = row_select(
+            batch.x,
+            batch.y,
+            1,
+            normalize=False,
+            exclude=same,
+            upper=upper,
+            backend=self.backend,
+        ).indices[:, 0]
+        anchor = ((positive >= 0) & (found >= 0)).nonzero()[:, 0]
+        return anchor, positive[anchor], found[anchor]
+
+
+class BatchHardMiner(_EasyHard):
+    """The least similar positive and the most similar negative of each anchor: triplets.
+
+    Source: Hermans et al. 2017, "In Defense of the Triplet Loss" (arXiv 1703.07737).
+
+    Args:
+        normalize: cosine similarity (whose order is that of the distance of unit rows) or products.
+        backend: see :func:`contrastive_ops.backends`.
+    """
+
+    def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
+        super().__init__("hard", "hard", normalize, backend)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Triplets:
+        return self.mine(embeddings, labels, ref_emb, ref_labels)
+
+
+class SemiHardMiner(_EasyHard):
+    """A positive, and the most similar negative that is less similar than it: pairs.
+
+    Source: Schroff et al. 2015, "FaceNet" (arXiv 1503.03832).
+
+    Args:
+        positive: ``"easy"`` the most similar one, ``"hard"`` the least.
+        normalize, backend: as for :class:`BatchHardMiner`.
+    """
+
+    def __init__(
+        self,
+        *,
+        positive: Literal["hard", "easy"] = "easy",
+        normalize: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(positive, "semihard", normalize, backend)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Pairs:
+        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+        return a, p, a, n
+
+
+class EasyPositiveMiner(_EasyHard):
+    """The most similar positive and the most similar negative: pairs.
+
+    Source: Xuan et al. 2020, "Improved Embeddings with Easy Positive Triplet Mining"
+    (arXiv 1904.04370).
+
+    Args:
+        normalize, backend: as for :class:`BatchHardMiner`.
+    """
+
+    def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
+        super().__init__("easy", "hard", normalize, backend)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Pairs:
+        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+        return a, p, a, n
+
+
+class _ByDistance:
+    """Miners whose rules have a margin in units of a distance."""
+
+    def __init__(self, distance: Distance) -> None:
+        check.choice("distance", distance, ("euclidean", "cosine", "dot"))
+        self.distance = distance
+
+    def batch(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> _Batch:
+        return _batch(embeddings, labels, ref_emb, ref_labels, self.distance != "dot")
+
+    def further(self, similarity: Tensor, by: float) -> Tensor:
+        """The similarity of what is that much further away (euclidean: of unit rows)."""
+        if self.distance != "euclidean":
+            return similarity - by
+        far = (2 - 2 * similarity).clamp(min=0).sqrt() + by
+        # No product is below minus one; past it nothing is that far.
+        return torch.where(far < 0, math.inf, 1 - far.square() / 2)
+
+    def at(self, margin: float) -> float:
+        """The similarity of what is ``margin`` away."""
+        return 1 - margin * abs(margin) / 2 if self.distance == "euclidean" else margin
+
+
+def _pairs_where(batch: _Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """(anchor, negative) pairs that ``keep`` chooses from blocks of similarities."""
+    anchors, negatives = [], []
+    for rows in batch.rows():
+        a, n = keep(batch.negatives(rows, -math.inf), rows).nonzero(as_tuple=True)
+        anchors.append(a + rows.start)
+        negatives.append(n)
+    return torch.cat(anchors), torch.cat(negatives)
+
+
+class PairMarginMiner(_ByDistance):
+    """Positives further than a margin, negatives nearer than one: pairs.
+
+    Args:
+        pos_margin, neg_margin: Euclidean distances of unit rows; with ``"cosine"`` and ``"dot"``
+            similarities, below and above which pairs are taken.
+        distance: see above.
+    """
+
+    def __init__(
+        self,
+        pos_margin: float = 0.2,
+        neg_margin: float = 0.8,
+        *,
+        distance: Distance = "euclidean",
+    ) -> None:
+        super().__init__(distance)
+        self.pos_margin = check.number("pos_margin", pos_margin)
+        self.neg_margin = check.number("neg_margin", neg_margin)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Pairs:
+        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+        a1, p, value = batch.positives()
+        far = value < self.at(self.pos_margin)
+        near = self.at(self.neg_margin)
+        return a1[far], p[far], *_pairs_where(batch, lambda value, _: value > near)
+
+
+class MultiSimilarityMiner(_ByDistance):
+    """Negatives more similar than the least similar positive, positives less similar than the most
+    similar negative, each within epsilon: pairs.
+
+    Source: Wang et al. 2019, "Multi-Similarity Loss" (arXiv 1904.06627), eq. 11 and 12.
+
+    Args:
+        epsilon: how far beyond still counts.
+        distance: ``"cosine"`` or ``"dot"``.
+    """
+
+    def __init__(
+        self, epsilon: float = 0.1, *, distance: Literal["cosine", "dot"] = "cosine"
+    ) -> None:
+        check.choice("distance", distance, ("cosine", "dot"))
+        super().__init__(distance)
+        self.epsilon = check.number("epsilon", epsilon)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Pairs:
+        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+        a1, p, value = batch.positives()
+        n = len(batch.x)
+        least = value.new_full((n,), math.inf).scatter_reduce_(0, a1, value, "amin")
+        most = value.new_full((n,), -math.inf)
+
+        def keep(negatives: Tensor, rows: slice) -> Tensor:
+            most[rows] = negatives.amax(1)
+            return negatives + self.epsilon > least[rows, None]
+
+        a2, negative = _pairs_where(batch, keep)
+        hard = value - self.epsilon < most[a1]
+        return a1[hard], p[hard], a2, negative
+
+
+class AnyViolatorMiner(_ByDistance):
+    """Every triplet whose negative is not further away than the positive by a margin.
+
+    Args:
+        margin: in units of the distance.
+        distance: ``"euclidean"`` (of unit rows), ``"cosine"`` or ``"dot"``.
+    """
+
+    def __init__(self, margin: float = 0.2, *, distance: Distance = "euclidean") -> None:
+        super().__init__(distance)
+        self.margin = check.number("margin", margin)
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Triplets:
+        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+        a, p, value = batch.positives()
+        least = self.further(value, self.margin)
+        begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
+        parts: list[Triplets] = []
+        for rows in batch.rows():
+            negatives = batch.negatives(rows, -math.inf)
+            pairs = torch.arange(int(begin[rows.start]), int(begin[rows.stop]), device=a.device)
+            for some in pairs.split(max(1, _TILE // max(1, len(batch.y)))):
+                found = negatives[a[some] - rows.start] >= least[some, None]
+                found &= negatives[a[some] - rows.start] > -math.inf
+                pair, negative = found.nonzero(as_tuple=True)
+                parts.append((a[some][pair], p[some][pair], negative))
+        if not parts:
+            return a, p, a
+        anchor, positive, negative = (torch.cat(each) for each in zip(*parts, strict=True))
+        return anchor, positive, negative
+
+
+class DistanceWeightedMiner:
+    """A random negative for every positive pair, drawn inversely to how common its distance is.
+
+    Source: Wu et al. 2017, "Sampling Matters in Deep Embedding Learning" (arXiv 1706.07567), eq. 4.
+
+    Args:
+        cutoff: distances (of unit rows) below count as this one.
+        nonzero_loss_cutoff: negatives from this distance on are never drawn.
+        generator: of the draws; torch's own by default.
+    """
+
+    def __init__(
+        self,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float = 1.4,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.cutoff = check.positive_number("cutoff", cutoff)
+        self.nonzero_loss_cutoff = check.positive_number("nonzero_loss_cutoff", nonzero_loss_cutoff)
+        self.generator = generator
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Triplets:
+        batch = _batch(embeddings, labels, ref_emb, ref_labels, True)
+        a, p, _ = batch.positives()
+        n = torch.full_like(p, -1)
+        begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
+        for rows in batch.rows():
+            cumulative = self._weights(batch.negatives(rows, -2.0), batch.x.shape[1]).cumsum_(1)
+            some = slice(int(begin[rows.start]), int(begin[rows.stop]))
+            row = a[some] - rows.start
+            total = cumulative[:, -1][row]
+            drawn = torch.rand(
+                len(row), 1, dtype=total.dtype, device=total.device, generator=self.generator
+            )
+            for at in torch.arange(len(row), device=a.device).split(
+                max(1, _TILE // max(1, len(batch.y)))
+            ):
+                target = drawn[at] * total[at, None]
+                place = torch.searchsorted(cumulative[row[at]], target, right=True)[:, 0]
+                place = place.clamp(max=len(batch.y) - 1)
+                n[some][at] = torch.where(total[at] > 0, place, -1)
+        found = n >= 0
+        return a[found], p[found], n[found]
+
+    def _weights(self, similarity: Tensor, dim: int) -> Tensor:
+        """(b, M) float64, each row's largest 1; 0 for what is never drawn."""
+        negative = similarity > -2
+        distance = (2 - 2 * similarity.double()).clamp(min=0).sqrt().clamp(min=self.cutoff)
+        log_weight = (2.0 - dim) * distance.log()
+        log_weight -= (dim - 3) / 2 * torch.log1p(-0.25 * distance.square())
+        allowed = negative & (distance < self.nonzero_loss_cutoff) & log_weight.isfinite()
+        log_weight = log_weight.masked_fill(~allowed, -math.inf)
+        largest = log_weight.amax(1, keepdim=True)
+        return (log_weight - torch.where(largest.isinf(), 0.0, largest)).exp()

@@ -1,0 +1,96 @@
+"""Embeddings and cross-encoder scores of texts, computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..training.atomic import atomic_path
+from .hard_negatives import HardNegatives, Rules, choose
+from .texts import TextPairs
+
+_QUERIES_AT_ONCE = 256
+
+
+def embed(
+    model: Any,
+    texts: Sequence[str],
+    role: str,
+    *,
+    batch_size: int,
+    cache: Path | None = None,
+    model_name: str = "",
+) -> Tensor:
+    """(N, D) float32 embeddings by a sentence-transformers model.
+
+    Args:
+        model: a ``SentenceTransformer``.
+        texts: what to encode.
+        role: ``"query"`` or ``"document"``, which chooses the model's prompt.
+        batch_size: texts at a time.
+        cache: folder that keeps the embeddings under a hash of the texts, role and model.
+        model_name: what tells one model from another there.
+    """
+    path = None
+    if cache is not None:
+        digest = hashlib.sha256(json.dumps([model_name, role, list(texts)]).encode()).hexdigest()
+        path = cache / f"{role}-{digest[:32]}.npy"
+        if path.exists():
+            return torch.from_numpy(np.load(path))
+    encode = model.encode_query if role == "query" else model.encode_document
+    found = np.asarray(
+        encode(list(texts), batch_size=batch_size, convert_to_numpy=True), dtype=np.float32
+    )
+    if path is not None:
+        with atomic_path(path) as scratch:
+            np.save(scratch, found)
+    return torch.from_numpy(found)
+
+
+def model_identity(name: str) -> str:
+    """A model's name; of a folder also what its weights' files weigh and when they were written."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return json.dumps([str(folder.resolve()), facts])
+
+
+def rescored(
+    cross_encoder: Any, pairs: TextPairs, indices: Tensor, rules: Rules, *, batch_size: int
+) -> HardNegatives:
+    """Negatives among candidates (N, W), filtered and ranked by a cross-encoder's scores.
+
+    Its scores take the place of similarities in every rule but the rank window.
+    """
+    from tqdm import tqdm
+
+    scores = torch.full(indices.shape, -torch.inf)
+    positive = torch.full((len(indices),), torch.nan)
+    blocks = range(0, len(indices), _QUERIES_AT_ONCE)
+    for start in tqdm(blocks, desc="rescoring", unit="block", disable=None, leave=False):
+        jobs: list[tuple[str, str]] = []
+        at: list[tuple[int, int]] = []  # column -1: a positive
+        for i in range(start, min(len(indices), start + _QUERIES_AT_ONCE)):
+            for p in pairs.positives[i]:
+                jobs.append((pairs.queries[i], pairs.corpus[p]))
+                at.append((i, -1))
+            for column, j in enumerate(indices[i].tolist()):
+                if j >= 0:
+                    jobs.append((pairs.queries[i], pairs.corpus[j]))
+                    at.append((i, column))
+        found = cross_encoder.predict(jobs, batch_size=batch_size, show_progress_bar=False)
+        for (i, column), score in zip(at, np.asarray(found).tolist(), strict=True):
+            if column >= 0:
+                scores[i, column] = score
+            else:
+                positive[i] = score if positive[i].isnan() else min(score, float(positive[i]))
+    return choose(scores, indices, positive, rules)
