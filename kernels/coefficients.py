@@ -68,8 +68,8 @@ def coefficients(
 ):
     """z (rows, z_stride) for rows [row_begin, row_end) x columns [column_begin, column_end).
 
-    BOUNDED: all offsets are the same, one exponential serves both directions. `slope`: a tile's
-    sum of coefficient * (similarity - reference), by tile. `factor` scales z.
+    BOUNDED: all offsets are the same, one exponential serves both directions. `slope`
+    (tiles across, rows): sums of coefficient * (similarity - reference). `factor` scales z.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
@@ -186,9 +186,9 @@ def coefficients(
             lever = part * (similarity - ref[:, None])
             if both:
                 lever += back * (similarity - column_ref[None, :])
-        lever = tl.where(row_inside[:, None] & column_inside[None, :], lever, 0.0)
-        at_slope = tile_m.to(tl.int64) * tl.cdiv(width, BLOCK_N) + tile_n
-        tl.store(slope + at_slope, tl.sum(tl.sum(lever, 1), 0))
+        lever = tl.where(column_inside[None, :], lever, 0.0)
+        at_slope = slope + tile_n.to(tl.int64) * (row_end - row_begin) + (rows - row_begin)
+        tl.store(at_slope, tl.sum(lever, 1), mask=row_inside)
     if not merged:
         if both:
             part += back

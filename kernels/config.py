@@ -135,6 +135,16 @@ def chunk_unit(interpreted: bool) -> int:
 
 
 _TABLE: dict[tuple[str, str, str], Tile] = {
+    # Ampere. Half the depth: a step of 64 holds twice the operands in registers and spills.
+    ("sm_80", "16", "plain"): Tile(128, 128, 32, 8, 4),
+    ("sm_80", "16", "levered"): Tile(128, 128, 32, 8, 4),
+    ("sm_80", "16", "maxima"): Tile(128, 128, 32, 8, 4),
+    ("sm_80", "16", "screened"): Tile(128, 64, 64, 8, 3),
+    ("sm_80", "16", "guided"): Tile(64, 32, 64, 4, 2),
+    # CDNA 3: 64 KiB of shared memory, and 256 x 128 spills.
+    ("gfx942", "16", "plain"): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "16", "levered"): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "16", "maxima"): Tile(128, 128, 64, 8, 2),
     # Hopper and later, 16-bit. 32 K elements a tile move a quarter less through L2 than 16 K,
     # which otherwise starves the tensor cores at small widths. Tall, not wide: a thread holds few
     # of a tile's rows and all of a warp's columns, whose norms and offsets are registers, too
@@ -145,9 +155,10 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("sm_90", "16", "maxima"): Tile(128, 128, 64, 8, 4, bulk=True),
     ("sm_90", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_90", "16", "guided"): Tile(64, 64, 64, 4, 3, bulk=True),
-    ("sm_100", "16", "plain"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_100", "16", "levered"): Tile(128, 128, 64, 8, 4, bulk=True),
-    ("sm_100", "16", "maxima"): Tile(128, 128, 64, 8, 4, bulk=True),
+    # Blackwell: nothing larger compiles without spills; not yet seen on a device.
+    ("sm_100", "16", "plain"): Tile(128, 64, 64, 8, 4, bulk=True),
+    ("sm_100", "16", "levered"): Tile(128, 64, 64, 8, 4, bulk=True),
+    ("sm_100", "16", "maxima"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "guided"): Tile(64, 64, 64, 8, 3, bulk=True),
 }

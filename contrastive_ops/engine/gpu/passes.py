@@ -20,6 +20,7 @@ SUM, OFFSET, COUNT, LOGITS, MOMENT = range(5)
 STATE_KINDS = 4
 """log-sum-exp, logits kept, their sum, moment: float64, O(N) numbers each."""
 ENTRIES = 128
+CLOSING_WARPS = 2
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def measure(
             "log2_count": job.log2_count,
             **job.scaling,
             "BLOCK": ENTRIES,
+            "num_warps": CLOSING_WARPS,
         }
         combine.close[(triton.cdiv(count, ENTRIES),)](
             parts, row_state, tiles=tiles_n, begin=begin, count=count, whole=row_state.shape[1],
@@ -199,6 +201,7 @@ def measure_own(
         parts, row_state, offset=0.0, tiles=1, begin=begin, count=count, whole=n, STATIC=False,
         SMOOTHING=job.problem.label_smoothing > 0, MOMENT=False, RUNNING=add,
         CHECK=False, RANGE=config.RANGE, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
+        num_warps=CLOSING_WARPS,
     )  # fmt: skip
 
 
@@ -308,9 +311,8 @@ def write_coefficients(
     runs = variants(job, block, levered=slope, one_offset=not both)
     parts = None
     if slope:
-        tile = min((tile for *_, tile in runs), key=lambda t: t.block_m * t.block_n)
-        most = triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n)
-        parts = torch.zeros(most, dtype=torch.float32, device=z.device)
+        most = triton.cdiv(width, min(tile.block_n for *_, tile in runs))
+        parts = torch.zeros((most, height), dtype=torch.float32, device=z.device)
     for bounded, check, tile in runs:
         grid = (triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n),)
         arguments = _tile_arguments(job, block, tile)

@@ -189,9 +189,9 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
 
 
 def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block shape of a row-wise kernel: 16 KiB of float32 a program, at least one row."""
+    """Grid and block shape of a row-wise kernel: 8 KiB of float32 a program, at least one row."""
     block = triton.next_power_of_2(padded)
-    height = 16 if interpreted() else max(1, min(16, 4096 // block))
+    height = 16 if interpreted() else max(1, min(16, 2048 // block))
     return (triton.cdiv(count, height),), {"ROWS": height, "BLOCK": block}
 
 
