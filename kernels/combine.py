@@ -45,12 +45,11 @@ def close(
     RANGE: tl.constexpr,
     STATIC: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    MOMENT: tl.constexpr,
     RUNNING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """state (4, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
-    log-sum-exp, logits kept, their sum, moment. RUNNING adds to what is there. CHECK: see
+    """state (3, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
+    log-sum-exp, logits kept, their sum. RUNNING adds to what is there. CHECK: see
     `statistics`."""
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
@@ -70,7 +69,6 @@ def close(
     total = tl.zeros((BLOCK,), tl.float64)
     kept = total
     logits = total
-    moment = total
     shift = tl.where(top == -float("inf"), 0.0, top)
     for t in range(tiles):
         here = at + t * stride
@@ -82,8 +80,6 @@ def close(
         if SMOOTHING:
             kept += tl.load(here + 2 * plane, mask=inside, other=0.0).to(tl.float64)
             logits += tl.load(here + 3 * plane, mask=inside, other=0.0).to(tl.float64)
-        if MOMENT:
-            moment += tl.load(here + 4 * plane, mask=inside, other=0.0).to(tl.float64)
     lse = tl.log(total) + shift.to(tl.float64) * LN2
     out = state + begin + local
     if RUNNING:
@@ -91,14 +87,10 @@ def close(
         if SMOOTHING:
             kept += tl.load(out + whole, mask=inside, other=0.0)
             logits += tl.load(out + 2 * whole, mask=inside, other=0.0)
-        if MOMENT:
-            moment += tl.load(out + 3 * whole, mask=inside, other=0.0)
     tl.store(out, lse, mask=inside)
     if SMOOTHING:
         tl.store(out + whole, kept, mask=inside)
         tl.store(out + 2 * whole, logits, mask=inside)
-    if MOMENT:
-        tl.store(out + 3 * whole, moment, mask=inside)
 
 
 @triton.jit
@@ -151,7 +143,6 @@ def settle(
     SCALE_IS_TENSOR: tl.constexpr,
     WEIGHT_IS_TENSOR: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    MOMENT: tl.constexpr,
     STATIC: tl.constexpr,
     CHECK: tl.constexpr,
     RANGE: tl.constexpr,
@@ -267,6 +258,4 @@ def settle(
             tl.store(positive_grad + at, grad.to(tl.float32), mask=row_inside)
             pull += tl.where(given, grad * (s - ref), 0.0)
         if slope is not None:
-            if MOMENT:
-                pull += a * tl.load(row_state + 3 * rows + i, mask=row_inside, other=0.0)
             tl.store(slope + i, pull, mask=row_inside)

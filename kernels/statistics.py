@@ -2,7 +2,7 @@
 
 Planes of the partials, each (tiles, rows) or (tiles, columns), float32:
 0 sum of 2**(logit - offset), 1 the offset (whole numbers, so that rescaling is exact), 2 how many
-logits are kept, 3 their sum, 4 sum of 2**(logit - offset) * (similarity - reference).
+logits are kept, 3 their sum.
 """
 
 import triton
@@ -38,7 +38,6 @@ def statistics(
     guide_threshold,
     bias,
     limit,
-    reference,
     row_parts,
     column_parts,
     kept,
@@ -63,7 +62,6 @@ def statistics(
     CHECK: tl.constexpr,
     RANGE: tl.constexpr,
     SMOOTHING: tl.constexpr,
-    MOMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     GUIDE_PRECISION: tl.constexpr,
     BULK: tl.constexpr,
@@ -179,10 +177,6 @@ def statistics(
         tl.store(row_at + 2 * plane, kept_count, mask=row_inside)
         natural = (tl.sum(tl.where(keep, logit, 0.0), 1) + kept_count * static) * (1.0 / LOG2E)
         tl.store(row_at + 3 * plane, natural, mask=row_inside)
-    if MOMENT:
-        ref = tl.load(reference + rows, mask=row_inside, other=0.0)
-        away = total * rx[:, None] * ry[None, :] - ref[:, None]
-        tl.store(row_at + 4 * plane, tl.sum(e * away, 1), mask=row_inside)
     if kept is not None:
         value = e * ry[None, :]
         top = row - row_begin

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import reference
 from .problem import DIFFERENTIABLE, Gradients, Operands, SimilarityProblem, Wanted, Weight
+from .tracing import is_traced
 
 
 class AnyKernels(Protocol):
@@ -129,7 +130,7 @@ class _Total(_Function):
             )
         elif kept:
             grads = [(grad * grad_loss).to(grad.dtype) for grad in kept]
-        elif type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.item() == 1:
+        elif grad_loss.is_cpu and not is_traced() and grad_loss.item() == 1:
             grads = waiting
         else:
             grads = [grad.mul_(grad_loss) for grad in waiting]

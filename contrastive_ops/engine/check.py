@@ -6,10 +6,13 @@ Values of tensors are only read where that costs no synchronisation: on the CPU,
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import tracing
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,13 +50,14 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     """A finite number in [low, high]."""
     if type(value) is float and low <= value <= high and -math.inf < value < math.inf:
         return value
-    if isinstance(value, bool) or not isinstance(value, float | int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}: got {_shown(value)}, expected a number")
+    value = float(value)
     if not (low <= value <= high and -math.inf < value < math.inf):
         bounded = low > -math.inf or high < math.inf
         expected = f"a number in [{low:g}, {high:g}]" if bounded else "a finite number"
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
-    return float(value)
+    return value
 
 
 def positive_number(name: str, value: Any) -> float:
@@ -104,7 +108,7 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
 
 def readable(x: Tensor) -> bool:
     """Whether reading values costs nothing and cannot break a graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.is_cpu and not tracing.is_traced() and not tracing.needs_reference((x,))
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,9 @@ from . import check
 from .problem import DEFAULT_WORKSPACE_BYTES, PRECISIONS, SLACK_ULPS, Operands, SimilarityProblem
 from .similarity import unit_rows
 
+TEMPERATURES = (1e-30, 1e30)
+"""Beyond them a float32 holds no quotient of a similarity by the temperature."""
+
 
 def describe(
     query: Tensor,
@@ -55,7 +58,13 @@ def describe(
     if isinstance(temperature, Tensor):
         temperature_tensor = check.positive_scalar("temperature", temperature, query.device)
     else:
-        scale = 1.0 / check.positive_number("temperature", temperature)
+        number = check.positive_number("temperature", temperature)
+        if not TEMPERATURES[0] <= number <= TEMPERATURES[1]:
+            raise ValueError(
+                f"temperature: got {temperature!r}, expected a number in "
+                f"[{TEMPERATURES[0]:g}, {TEMPERATURES[1]:g}]"
+            )
+        scale = 1.0 / number
 
     operands = Operands(query, key, None, None, temperature_tensor, positives)
     if query_ids is not None or key_ids is not None:
@@ -167,6 +176,9 @@ def _positives(positives: Any, query: Tensor, m: int) -> Tensor:
                 f"positives: got indices from {low} to {high}, expected [0, {m}) as key has rows"
                 + (", or -1 for none" if floor else "")
             )
+        ordered = index.sort(1).values
+        if width > 1 and bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+            raise ValueError("positives: got an index twice in a row, expected each once")
         if floor and not bool((index >= 0).any(1).all()):
             raise ValueError("positives: got a row of -1 alone, expected at least one index a row")
     return index

@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from . import backends, ops, reference
+from . import backends, ops, reference, tracing
 from .autograd import differentiable
 from .directions import Kernels
-from .problem import Operands, SimilarityProblem, Weight
+from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight
 
 
 def softmax_ce(
@@ -32,10 +32,10 @@ def softmax_ce(
 
 
 def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weight | None) -> Tensor:
-    if name == "reference":
+    if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
         losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
-    if torch.compiler.is_compiling():
+    if tracing.is_traced():
         if weight is None or isinstance(weight, Tensor):
             return ops.softmax_ce(name, problem, operands, weight)
         # A number such as 1 / N would be a constant of the graph, and each N a graph of its own.

@@ -54,7 +54,8 @@ def info_nce(
 
     with :math:`s` the cosine similarity, :math:`T` the temperature, :math:`p` the positive of query
     i and j over the candidates that are neither positive nor left out. The N x M logits are never
-    held: memory beyond inputs and gradients is O(N + M) plus ``workspace_bytes``. Loss and
+    held: memory beyond inputs and gradients is O(N + M) plus ``workspace_bytes``, and for 16-bit
+    inputs the gradients' float32 sums (see ``workspace_bytes``). Loss and
     gradients come from one pass over the logits, 3 matrix products in all (4 when ``symmetric``).
 
     Args:
@@ -98,7 +99,10 @@ def info_nce(
             that works (:func:`contrastive_ops.backends`), or the environment's
             ``CONTRASTIVE_OPS_BACKEND``.
         workspace_bytes: what may be kept besides inputs, gradients and O(N + M) statistics;
-            192 MiB by default.
+            192 MiB by default. Not counted, all of it O((N + M) D): float32 sums of 16-bit
+            gradients and float32 copies of float16 rows; the ``torch`` backend's unit rows and
+            sums; the gathered keys of ``symmetric`` with ``positives``; the ``triton`` backend's
+            aligned copy of the rows.
         precision: how exact a GPU's products of float32 rows have to be at least: ``"ieee"`` (the
             default), ``"tf32x3"`` (three products of 10-bit parts, nearly as exact) or ``"tf32"``
             (10 bits). 16-bit rows are multiplied exactly and summed in float32 whatever it says.
@@ -174,17 +178,20 @@ def _reduced(
             return softmax_ce(problem, operands, None, backend)
         return softmax_ce(problem, operands, weight, backend)
     check.choice("reduction", reduction, ("none", "mean", "sum"))
-    weight = _checked_weight(row_weight, operands.query).to(operands.accumulation_dtype)
+    weight = _checked_weight(row_weight, operands.query)
+    if reduction == "mean":  # the sum of the largest floats would be infinite
+        weight = weight.double() / weight.amax()
+        weight = weight / weight.sum()
+    weight = weight.to(operands.accumulation_dtype)
     if reduction == "none":
         return softmax_ce(problem, operands, None, backend) * weight
-    if reduction == "mean":
-        weight = weight / weight.sum()
     return softmax_ce(problem, operands, weight, backend)
 
 
 def _reciprocal(scale: Number | Tensor) -> Number | Tensor:
     if isinstance(scale, Tensor):
-        return check.positive_scalar("scale", scale, scale.device).reciprocal()
+        # Widened first: 1 / scale rounded to 16 bits would be another temperature.
+        return check.positive_scalar("scale", scale, scale.device).double().reciprocal()
     return 1 / check.positive_number("scale", scale)
 
 
@@ -207,7 +214,11 @@ def _prefixes(
     if dims is None:
         raise ValueError("matryoshka_weights: expected matryoshka_dims besides them, got none")
     width = query.shape[1]
-    if not dims or not all(isinstance(dim, int) and 1 <= dim <= width for dim in dims):
+    if (
+        not isinstance(dims, Sequence)
+        or not dims
+        or not all(type(dim) is int and 1 <= dim <= width for dim in dims)
+    ):
         raise ValueError(f"matryoshka_dims: got {dims!r}, expected integers in [1, {width}]")
     if weights is None:
         return [(dim, 1.0) for dim in dims]

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .. import metrics
+from ..engine.backends import choose
 from . import plots
 from .atomic import atomic_path, remove, write_json
 from .corpus import Corpus, build_corpus
@@ -86,9 +87,12 @@ class _Timer:
     def stage(self, key: str, message: str) -> Iterator[None]:
         print(message, flush=True)
         started = time.perf_counter()
-        yield
-        self.seconds[key] = time.perf_counter() - started
-        write_json(self._path, self.seconds)
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[key] = self.seconds.get(key, 0.0) + spent
+            write_json(self._path, self.seconds)
 
 
 def train_docs(output: Path, settings: DocsSettings, *, restart: bool = False) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def train_docs(output: Path, settings: DocsSettings, *, restart: bool = False) -
     Raises:
         ValueError: the folder belongs to other settings, or the corpus is too small for them.
     """
+    choose(settings.backend, torch.device("cpu"))  # a name that does not work is no run
     folder = RunFolder(output)
     folder.open(asdict(settings), restart=restart)
     if not folder.metrics.exists():

@@ -11,6 +11,7 @@ Sources are parsed with :mod:`ast` and never imported or executed.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -206,10 +207,19 @@ def _walk(root: Path, top: Path) -> Iterator[tuple[str, str]]:
                 yield (relative / name).as_posix(), os.path.join(folder, name)
 
 
+def _folders(package: str) -> list[Path]:
+    """Where an import would find the package."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+
+
 def source_files(packages: Iterable[str]) -> list[tuple[str, str, str]]:
     """Python files of the named packages as `(package, path below its root, absolute path)`.
 
-    A package that is not installed is skipped. `"stdlib"` names the standard library.
+    What is not installed, or no package, is skipped. `"stdlib"` names the standard library.
 
     Raises:
         ValueError: none of the packages is installed.
@@ -222,10 +232,8 @@ def source_files(packages: Iterable[str]) -> list[tuple[str, str, str]]:
             root = Path(paths["stdlib"])
             found += [(package, *file) for file in _walk(root, root)]
             continue
-        for root in dict.fromkeys((Path(paths["purelib"]), Path(paths["platlib"]))):
-            if (root / package).is_dir():
-                found += [(package, *file) for file in _walk(root, root / package)]
-                break
+        for folder in _folders(package):
+            found += [(package, *file) for file in _walk(folder.parent, folder)]
     if not found:
         raise ValueError(f"packages: none of {packages} is installed with Python sources")
     return found
@@ -245,7 +253,11 @@ def mine_functions(
     Raises:
         ValueError: none of the packages is installed, or `workers` is not positive.
     """
+    packages = list(packages)
     files = source_files(packages)
+    missing = sorted(set(packages) - {package for package, _, _ in files})
+    if missing and progress:
+        print(f"not installed as packages, left out: {', '.join(missing)}", flush=True)
     if workers is None:
         workers = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

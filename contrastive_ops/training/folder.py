@@ -88,7 +88,8 @@ class RunFolder:
         if self.settings.exists():
             found = json.loads(self.settings.read_text(encoding="utf-8"))
             changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-            if changed:
+            begun = any(p.exists() for p in self._parts() if p not in (self.settings, self.plots))
+            if changed and begun:
                 listed = ", ".join(f"{key} = {found.get(key)!r}" for key in changed)
                 raise ValueError(
                     f"output: {self.root} holds a run with {listed}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from .docstrings import DEFAULT_PACKAGES
@@ -130,10 +131,10 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     for name in ("queries", "vocabulary", "dim", "batch_size", "epochs", "temperature"):
         value = getattr(args, name)
-        if not value > 0:
+        if not 0 < value < math.inf:
             option = name.replace("_", "-")
             raise ValueError(f"--{option}: expected a positive number, got {value}")
-    if not args.learning_rate > 0:
+    if not 0 < args.learning_rate < math.inf:
         raise ValueError(f"--learning-rate: expected a positive number, got {args.learning_rate}")
     if not 0 <= args.token_dropout < 1:
         raise ValueError(f"--token-dropout: expected 0 <= P < 1, got {args.token_dropout}")

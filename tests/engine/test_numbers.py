@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import dense
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -367,3 +368,36 @@ def test_logits_of_the_module(backend):
     )
     exact = dense.info_nce(*[x.double() for x in rows], temperature=0.01).item()
     assert module(*rows).item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scale_is_inverted_wide(dtype, backend):
+    query, key = torch.randn(6, 5), torch.randn(7, 5)
+    scale = torch.tensor(100.0, dtype=dtype)
+    expected = info_nce(query.double(), key.double(), scale=100.0)
+    actual = info_nce(query, key, scale=scale, backend=backend)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "dtype"),
+    [
+        (3e38, torch.float32),
+        (1e-38, torch.float32),
+        (1e300, torch.float64),
+        (1e-300, torch.float64),
+    ],
+)
+def test_mean_of_extreme_weights(weight, dtype, backend):
+    query, key = torch.randn(6, 5), torch.randn(7, 5)
+    weights = torch.full((6,), weight, dtype=dtype)
+    actual = info_nce(query, key, row_weight=weights, backend=backend)
+    torch.testing.assert_close(actual, info_nce(query, key, backend=backend))
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_numbers_of_numpy(number, backend):
+    query, key = torch.randn(6, 5), torch.randn(7, 5)
+    actual = info_nce(query, key, temperature=number, margin=number, backend=backend)
+    expected = info_nce(query, key, temperature=0.5, margin=0.5, backend=backend)
+    assert torch.equal(actual, expected)

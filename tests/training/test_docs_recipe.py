@@ -184,6 +184,15 @@ def test_other_settings_do_not_touch_a_run(finished):
     assert sorted(finished.root.rglob("*")) == before
 
 
+def test_a_mistake_does_not_keep_the_folder(tmp_path):
+    wrong = dataclasses.replace(SETTINGS, packages=("absent",))
+    with pytest.raises(ValueError, match="none of"):
+        train_docs(tmp_path, wrong)
+    with pytest.raises(ValueError, match="backend: got 'gpu'"):
+        train_docs(tmp_path, dataclasses.replace(SETTINGS, backend="gpu"))
+    RunFolder(tmp_path).open(dataclasses.asdict(SETTINGS))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "model").mkdir()
     for restart in (False, True):

@@ -131,7 +131,13 @@ def installed(tmp_path, monkeypatch):
         "get_paths",
         lambda: {"stdlib": str(tmp_path), "purelib": str(tmp_path), "platlib": str(tmp_path)},
     )
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
+
+
+def test_what_is_left_out_is_named(installed, capsys):
+    mine_functions(["beta", "absent", "alpha"], workers=1)
+    assert "left out: absent\n" in capsys.readouterr().out
 
 
 def test_packages_are_mined_in_order_by_any_number_of_workers(installed):

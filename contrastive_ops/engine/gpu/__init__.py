@@ -63,7 +63,7 @@ def total(
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         wide = operands.query.dtype == torch.float16
-        if any(wanted) and gradients.can_keep(job, wanted):
+        if any(wanted) and gradients.can_keep(job):
             weighted, grads = gradients.with_kept_exponentials(job, weight, wanted)
         else:
             row_state, column_state = passes.statistics(job)

@@ -72,8 +72,11 @@ def from_statistics(
     return settled.weighted, out.gradients()
 
 
-def can_keep(job: Job, wanted: Wanted) -> bool:
-    """Whether exponentials can be kept before their sums are known."""
+def can_keep(job: Job) -> bool:
+    """Whether exponentials can be kept before their sums are known.
+
+    Only where the host knows the temperature: then no gradient of it is wanted.
+    """
     if job.two_way or job.problem.label_smoothing or not job.blocks:
         return False
     if job.query.data.dtype == torch.float16:
@@ -87,7 +90,6 @@ def with_kept_exponentials(
     """Weighted losses and gradients at 3G: a stripe of rows closes its own sums, so 1 / sum can
     scale the rows of dX after, and those of X before, their products."""
     n = job.query.count
-    slope = wanted[4]
     state = passes.empty_state(job, n)
     settled = passes.unsettled(job, True, True)
     out = _Outputs(job, settled, wanted, False)
@@ -98,17 +100,15 @@ def with_kept_exponentials(
         kept = []
         for b, block in enumerate(job.blocks):
             kept.append(_buffer(job, end - begin, block.rows.count))
-            passes.measure(
-                job, block, begin, end, state, None, add=b > 0, kept=kept[-1], moment=slope
-            )
+            passes.measure(job, block, begin, end, state, None, add=b > 0, kept=kept[-1])
         if job.operands.own_negatives is not None:
             passes.measure_own(job, state, add=True, begin=begin, end=end)
         passes.settle(
             job, state, None, weight, gradients=True, begin=begin, end=end, into=settled,
-            static=True, moment=slope,
+            static=True,
         )  # fmt: skip
         assert settled.row is not None
-        own = out.own(slope, begin, end)
+        own = out.own(False, begin, end)
         if wanted[0]:
             product = out.product(end - begin)
             for b, block in enumerate(job.blocks):

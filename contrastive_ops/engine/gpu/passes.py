@@ -16,9 +16,8 @@ from ...kernels import combine, config, rows
 from ...kernels import statistics as statistics_kernel
 from .prepared import Block, Job, architecture, interpreted
 
-SUM, OFFSET, COUNT, LOGITS, MOMENT = range(5)
-STATE_KINDS = 4
-"""log-sum-exp, logits kept, their sum, moment: float64, O(N) numbers each."""
+STATE_KINDS = 3
+"""log-sum-exp, logits kept, their sum: float64, O(N) numbers each."""
 ENTRIES = 128
 CLOSING_WARPS = 2
 
@@ -120,13 +119,12 @@ def measure(
     *,
     add: bool,
     kept: Tensor | None = None,
-    moment: bool = False,
 ) -> None:
     """Statistics of some rows against a block; with ``kept`` the exponentials themselves, too."""
     smoothing = job.problem.label_smoothing > 0
-    planes = 5 if moment else 4 if smoothing else 2
+    planes = 4 if smoothing else 2
     count, m = end - begin, block.rows.count
-    runs = variants(job, block, levered=moment, one_offset=kept is not None)
+    runs = variants(job, block, levered=False, one_offset=kept is not None)
     for bounded, check, tile in runs:
         tiles_m, tiles_n = triton.cdiv(count, tile.block_m), triton.cdiv(m, tile.block_n)
         parts = torch.empty((planes, tiles_n, count), dtype=torch.float32, device=row_state.device)
@@ -147,7 +145,6 @@ def measure(
             BOUNDED=bounded,
             CHECK=check,
             SMOOTHING=smoothing,
-            MOMENT=moment,
         )
         shared: dict[str, Any] = {
             "offset": float(job.offset),
@@ -162,12 +159,12 @@ def measure(
         }
         combine.close[(triton.cdiv(count, ENTRIES),)](
             parts, row_state, tiles=tiles_n, begin=begin, count=count, whole=row_state.shape[1],
-            MOMENT=moment, RUNNING=add, **shared,
+            RUNNING=add, **shared,
         )  # fmt: skip
         if column_parts is not None:
             combine.close[(triton.cdiv(m, ENTRIES),)](
                 column_parts, column_state, tiles=tiles_m, begin=0, count=m, whole=m,
-                MOMENT=False, RUNNING=begin > 0, **shared,
+                RUNNING=begin > 0, **shared,
             )  # fmt: skip
 
 
@@ -199,7 +196,7 @@ def measure_own(
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](
         parts, row_state, offset=0.0, tiles=1, begin=begin, count=count, whole=n, STATIC=False,
-        SMOOTHING=job.problem.label_smoothing > 0, MOMENT=False, RUNNING=add,
+        SMOOTHING=job.problem.label_smoothing > 0, RUNNING=add,
         CHECK=False, RANGE=config.RANGE, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
         num_warps=CLOSING_WARPS,
     )  # fmt: skip
@@ -221,7 +218,6 @@ def settle(
     end: int | None = None,
     into: Settled | None = None,
     static: bool = False,
-    moment: bool = False,
 ) -> Settled:
     """Losses of rows [begin, end), and with ``gradients`` what those need; ``into`` reuses memory.
 
@@ -263,7 +259,6 @@ def settle(
         SCALE_IS_TENSOR=isinstance(job.scale, Tensor),
         WEIGHT_IS_TENSOR=isinstance(weight, Tensor),
         SMOOTHING=job.problem.label_smoothing > 0,
-        MOMENT=moment,
         STATIC=static,
         CHECK=check,
         RANGE=config.RANGE,
@@ -318,6 +313,7 @@ def write_coefficients(
         arguments = _tile_arguments(job, block, tile)
         coefficients_kernel.coefficients[grid](
             **arguments,
+            reference=job.reference,
             row_offset=settled.row[0],
             row_amount=settled.row[1],
             row_even=settled.row[2],
@@ -361,7 +357,6 @@ def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]
         "guide_threshold": operands.guide_threshold if guided else None,
         "bias": block.bias,
         "limit": job.limit if block.in_batch else None,
-        "reference": job.reference,
         "log2_count": job.log2_count,
         "group_log_weight": problem.group_log_weight,
         "row_count": job.query.count,
