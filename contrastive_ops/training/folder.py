@@ -88,7 +88,7 @@ class RunFolder:
         if self.settings.exists():
             found = json.loads(self.settings.read_text(encoding="utf-8"))
             changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-            empty = (self.settings, self.plots, self.timings)  # what a run has before it has anything
+            empty = (self.settings, self.plots, self.timings)  # there before any result is
             begun = any(path.exists() for path in self._parts() if path not in empty)
             if changed and begun:
                 listed = ", ".join(f"{key} = {found.get(key)!r}" for key in changed)
