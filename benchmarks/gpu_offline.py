@@ -103,11 +103,12 @@ def compiled(launch: Launch, architecture: str) -> dict[str, Any]:
         text = result.asm["amdgcn"]
         notes = {
             name: int(re.search(rf"\.{name}:\s*(\d+)", text)[1])  # type: ignore[index]
-            for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+            for name in ("vgpr_count", "vgpr_spill_count")
         }
         facts |= {
             "registers": notes["vgpr_count"],
-            "spills": notes["vgpr_spill_count"] + notes["sgpr_spill_count"],
+            # Scalar registers that do not fit go to lanes of vector registers, not to memory.
+            "spills": notes["vgpr_spill_count"],
         }
     facts["matrix"] = len(MATRIX.findall(text))
     facts["bulk"] = len(BULK.findall(text))

@@ -67,6 +67,7 @@ class Architecture:
     shared_bytes: int  # of one block
     shared_total: int  # of one multiprocessor
     lanes: int = 32
+    accumulators: int = 64  # of a thread, which the plainest epilogue leaves without spilling
     bulk: bool = False
     multiprocessors: int = 108
     clock: float = 1.41e9  # 1/s
@@ -96,6 +97,7 @@ ARCHITECTURES = {
         "sm_100",
         227 << 10,
         228 << 10,
+        accumulators=32,
         bulk=True,
         multiprocessors=148,
         clock=1.85e9,
@@ -109,6 +111,7 @@ ARCHITECTURES = {
         64 << 10,
         64 << 10,
         lanes=64,
+        accumulators=32,
         multiprocessors=304,
         clock=2.1e9,
         tensor_flops=1307e12,
@@ -145,6 +148,12 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("gfx942", "16", "plain"): Tile(128, 128, 64, 8, 2),
     ("gfx942", "16", "levered"): Tile(128, 128, 64, 8, 2),
     ("gfx942", "16", "maxima"): Tile(128, 128, 64, 8, 2),
+    ("gfx942", "16", "screened"): Tile(128, 128, 64, 8, 2),
+    # The guide's product has a pipeline of its own: two stages fit.
+    ("gfx942", "16", "guided"): Tile(128, 64, 64, 8, 2),
+    ("gfx942", "ieee", "guided"): Tile(128, 64, 32, 8, 2),
+    ("gfx942", "tf32x3", "guided"): Tile(128, 64, 32, 8, 2),
+    ("gfx942", "tf32", "guided"): Tile(128, 64, 32, 8, 2),
     # Hopper and later, 16-bit. 32 K elements a tile move a quarter less through L2 than 16 K,
     # which otherwise starves the tensor cores at small widths. Tall, not wide: a thread holds few
     # of a tile's rows and all of a warp's columns, whose norms and offsets are registers, too
@@ -161,6 +170,7 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("sm_100", "16", "maxima"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "guided"): Tile(64, 64, 64, 8, 3, bulk=True),
+    ("sm_100", "ieee", "guided"): Tile(64, 64, 32, 8, 4),
 }
 
 
@@ -221,7 +231,7 @@ def analytic(architecture: Architecture, role: str, itemsize: int, precision: st
 
     Without tensor cores (ieee) a tile's product lives in registers with its operands: smaller.
     """
-    most = {"plain": 64, "levered": 64, "maxima": 64, "screened": 32, "guided": 16}[role]
+    most = architecture.accumulators // {"screened": 2, "guided": 4}.get(role, 1)
     if itemsize == 4 and precision != "tf32":
         most = min(most, 32)
     fitting = [
