@@ -4,8 +4,8 @@
 
 Nothing is installed or downloaded; pytest is not needed. The checks of tests/triton and those that
 only a GPU can make run in a few processes at once, since most of their time is compiling; then the
-benchmark runs alone. Stops measuring in time to end within nine minutes. Exit code 1 if a check
-fails.
+benchmark runs alone. Stops measuring in time to end within nine minutes. The JSON is written after
+the checks and after the benchmark. Exit code 1 if a check fails or is not reached.
 """
 
 from __future__ import annotations
@@ -71,7 +71,17 @@ def run_checks() -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
         jobs = [pool.submit(check_some, part, WORKERS, deadline) for part in range(WORKERS)]
-        return [entry for job in jobs for entry in job.result()]
+        results = []
+        for part, job in enumerate(jobs):
+            try:
+                results += job.result(timeout=max(1.0, deadline + 60 - time.time()))
+            except Exception as error:  # a worker that died or hangs takes its share with it
+                why = f"{type(error).__name__}: {error}"
+                results.append({"check": f"worker {part}", "outcome": "failed", "why": why})
+        if any(not job.done() for job in jobs):
+            for process in multiprocessing.active_children():
+                process.kill()
+        return results
 
 
 def machine() -> dict[str, Any]:
@@ -119,25 +129,39 @@ def main() -> int:
         gpu_tune.run(args.tune, lambda line: print(line, flush=True))
         return 0
     report: dict[str, Any] = {"machine": machine(), "peers": gpu_bench.peers_installed()}
-    failed: list[dict[str, Any]] = []
+    name = report["machine"]["gpu"].lower().replace(" ", "-")
+    output = args.output or ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
+    bad = False
     if not args.bench:
         report["checks"] = run_checks()
+        write(output, report)  # whatever becomes of the benchmark
         failed = [entry for entry in report["checks"] if entry["outcome"] == "failed"]
         passed = sum(entry["outcome"] == "passed" for entry in report["checks"])
         missed = len(report["checks"]) - passed - len(failed)
         print(f"checks: {passed} passed, {len(failed)} failed, {missed} not run", flush=True)
         for entry in failed:
             print(f"--- {entry['check']}\n{entry['why']}", flush=True)
+        bad = bool(failed) or missed > 0
     if not args.checks:
-        report["bench"] = gpu_bench.run(began + TOTAL_SECONDS, lambda line: print(line, flush=True))
-    name = report["machine"]["gpu"].lower().replace(" ", "-")
-    output = args.output or ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
+        try:
+            report["bench"] = gpu_bench.run(
+                began + TOTAL_SECONDS, lambda line: print(line, flush=True)
+            )
+        except Exception:
+            report["bench_error"] = traceback.format_exc()
+            print(report["bench_error"], file=sys.stderr)
+            bad = True
+        write(output, report)
+    print(f"{output}, {time.monotonic() - began:.0f} s")
+    return int(bad)
+
+
+def write(output: Path, report: dict[str, Any]) -> None:
+    """Atomically."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n")
     os.replace(partial, output)
-    print(f"{output}, {time.monotonic() - began:.0f} s")
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def offset_and_amount(lse, weight, offset, static):
     base2 = tl.where(empty, 0.0, lse / LN2)
     # inf: nothing that is empty, whatever its logits, has a coefficient.
     m = tl.where(static, base2 * 0.0 + offset, tl.where(empty, float("inf"), tl.ceil(base2)))
-    return m, tl.where(empty, 0.0, weight * tl.exp2(tl.where(empty, 0.0, m - base2)))
+    # Below the static range there is only a positive with a margin: 0 times this is to be 0.
+    gap = tl.minimum(tl.where(empty, 0.0, m - base2), 126.0)
+    return m, tl.where(empty, 0.0, weight * tl.exp2(gap))
 
 
 @triton.jit(do_not_specialize=["begin", "end", "rows", "columns", "positives"])

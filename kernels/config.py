@@ -236,7 +236,7 @@ def analytic(architecture: Architecture, role: str, itemsize: int, precision: st
         most = min(most, 32)
     fitting = [
         tile
-        for tile in candidates(architecture, itemsize)
+        for tile in candidates(architecture, 4 if role == "guided" else itemsize)  # the guide's
         if tile.accumulators(architecture.lanes) <= most
     ]
     return min(

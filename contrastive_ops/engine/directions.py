@@ -69,7 +69,7 @@ class Kernels:
             return self.backend.total(problem, operands, weight, wanted)
         loss, first = self.backend.total(_one_way(problem), operands, weight / 2, wanted)
         given = positive_index(operands) >= 0
-        share = torch.as_tensor(weight / 2, dtype=loss.dtype, device=loss.device) / given.sum(1)
+        share = (weight / 2) / given.sum(1).to(loss.dtype)
         pair_weight = (share.unsqueeze(1) * given).reshape(-1)
         turned_wanted = (wanted[1], wanted[0], False, False, wanted[4])
         turned_problem, turned = reversed_problem(problem, operands)

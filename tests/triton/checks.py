@@ -62,14 +62,18 @@ def all_checks(device: str) -> Iterator[Check]:
         yield f"float64, {symmetric}", partial(check_double, symmetric, device)
         yield f"positives apart, {symmetric}", partial(check_positives_apart, symmetric, device)
         yield f"many columns, {symmetric}", partial(check_many, symmetric, device)
+    for log_weight in (20.0, 100.0):
+        yield f"own log-weight {log_weight}", partial(check_own_weight, log_weight, device)
+    yield "margin without negatives", partial(check_margin_alone, device)
+    yield "strided row weights", partial(check_strided_weights, device)
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype)[6:]
 
 
-def loss_of(*rows: Tensor, **options: Any) -> Tensor:
-    return info_nce(*rows, backend="triton", **options)
+def loss_of(*rows: Tensor, backend: str = "triton", **options: Any) -> Tensor:
+    return info_nce(*rows, backend=backend, **options)
 
 
 def gradients(rows: list[Tensor], **options: Any) -> list[Tensor]:
@@ -408,3 +412,35 @@ def check_many(symmetric, device) -> None:
         ]
 
     dense.check_error_rule(draw, 1.0, "triton", symmetric=symmetric, draws=1)
+
+
+def check_own_weight(log_weight, device) -> None:
+    """Own negatives whose logits are far above all cosines."""
+    rows = [normal(9, 16, seed=1), normal(11, 16, seed=2), normal(9, 3, 16, seed=3)]
+    options = {"negatives_scope": "own", "own_negative_log_weight": log_weight}
+    for temperature in (0.02, 0.05):
+        options["temperature"] = temperature
+        wide = gradients([x.double().to(device) for x in rows], backend="reference", **options)
+        found = gradients([x.float().to(device) for x in rows], **options)
+        for mine, theirs in zip(found, wide, strict=True):
+            torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def check_margin_alone(device) -> None:
+    """A positive far below the range, and nothing beside it: loss and gradient are 0."""
+    rows = [normal(1, 16, seed=1).float().to(device), normal(1, 16, seed=2).float().to(device)]
+    for margin in (2.0, 5.0):
+        for symmetric in (False, True):
+            options = {"margin": margin, "temperature": 0.02, "symmetric": symmetric}
+            for value in gradients(rows, **options):
+                assert torch.equal(value, torch.zeros_like(value))
+
+
+def check_strided_weights(device) -> None:
+    rows = [normal(7, 16, seed=1).float().to(device), normal(8, 16, seed=2).float().to(device)]
+    weights = normal(14, seed=3).abs().float().to(device)
+    for weight in (weights[::2], weights[:1].expand(7)):
+        found = gradients(rows, row_weight=weight, reduction="sum")
+        other = gradients(rows, row_weight=weight.clone().contiguous(), reduction="sum")
+        for mine, theirs in zip(found, other, strict=True):
+            assert torch.equal(mine, theirs)

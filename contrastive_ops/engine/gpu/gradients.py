@@ -35,8 +35,8 @@ def from_statistics(
     slope = wanted[4]
     own = out.own(slope)
     steps = [_width(job, block) for block in job.blocks]
-    buffers = {}
     height = _height(job)
+    buffer = _buffer(job, height, max(steps, default=1)).view(-1)
     for begin in range(0, job.query.count, height):
         rows_here = begin, min(begin + height, job.query.count)
         x_product: Tensor | None = None
@@ -48,9 +48,7 @@ def from_statistics(
             for first in range(0, block.rows.count, step):
                 columns = first, min(first + step, block.rows.count)
                 shape = rows_here[1] - begin, columns[1] - first
-                if shape not in buffers:
-                    buffers[shape] = _buffer(job, *shape)
-                z = buffers[shape]
+                z = _view(buffer, *shape)
                 parts = passes.write_coefficients(
                     job, block, settled, rows_here, columns, z, factor, slope
                 )
@@ -95,12 +93,12 @@ def with_kept_exponentials(
     out = _Outputs(job, settled, wanted, False)
     height = _kept_height(job)
     wants_any_y = any(out.wants(block) for block in job.blocks)
+    kept = [_buffer(job, height, block.rows.count) for block in job.blocks]
     for begin in range(0, n, height):
         end = min(begin + height, n)
-        kept = []
         for b, block in enumerate(job.blocks):
-            kept.append(_buffer(job, end - begin, block.rows.count))
-            passes.measure(job, block, begin, end, state, None, add=b > 0, kept=kept[-1])
+            here = kept[b][: end - begin]
+            passes.measure(job, block, begin, end, state, None, add=b > 0, kept=here)
         if job.operands.own_negatives is not None:
             passes.measure_own(job, state, add=True, begin=begin, end=end)
         passes.settle(
@@ -112,7 +110,7 @@ def with_kept_exponentials(
         if wanted[0]:
             product = out.product(end - begin)
             for b, block in enumerate(job.blocks):
-                e = kept[b][:, : block.rows.count]
+                e = kept[b][: end - begin, : block.rows.count]
                 y = block.rows.data[:, : out.width]
                 multiply(e, y, product, b > 0, job.problem.precision)
             out.finish_query(product, (begin, end), own, settled.row[1], 1.0)
@@ -131,7 +129,7 @@ def with_kept_exponentials(
             )
             for b, block in enumerate(job.blocks):
                 if out.wants(block):
-                    e = kept[b][:, : block.rows.count]
+                    e = kept[b][: end - begin, : block.rows.count]
                     y_product = out.y_product(block)
                     multiply(e.T, x[:, : out.width], y_product, begin > 0, job.problem.precision)
     out.finish_candidates(1.0)
@@ -348,7 +346,16 @@ def _factor(job: Job, weight: Weight) -> tuple[Tensor | float, Tensor | float]:
 def _buffer(job: Job, height: int, width: int) -> Tensor:
     """Rows aligned to 32 bytes at least, for the library and for wide stores."""
     data = job.query.data
-    return torch.empty((height, -(-width // 16) * 16), dtype=data.dtype, device=data.device)
+    return torch.empty((height, _aligned(width)), dtype=data.dtype, device=data.device)
+
+
+def _view(buffer: Tensor, height: int, width: int) -> Tensor:
+    """The front of a flat buffer as such rows."""
+    return buffer[: height * _aligned(width)].view(height, _aligned(width))
+
+
+def _aligned(width: int) -> int:
+    return -(-width // 16) * 16
 
 
 def _elements(job: Job) -> int:

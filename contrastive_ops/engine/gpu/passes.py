@@ -224,6 +224,8 @@ def settle(
     ``static``: all offsets are the static one, as kept exponentials have it.
     """
     n, m = job.query.count, job.key.count
+    if isinstance(weight, Tensor):
+        weight = weight.contiguous()
     done = into or unsettled(job, weight is not None, gradients)
     end = n if end is None else end
     check = False

@@ -115,6 +115,8 @@ class Job:
         """Whether the static offset serves; None where only the device knows the temperature."""
         if not self.problem.normalize or block.bias is not None:
             return False
+        if self.operands.own_bias is not None:  # a row's sum may lie beyond all cosines
+            return False
         if not block.in_batch and self.problem.group_log_weight:
             return False
         if isinstance(self.scale, Tensor):
@@ -131,12 +133,13 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
     query = _rows(operands.query, problem)
     key = _rows(operands.key, problem)
     blocks = []
-    guide = None if operands.guide_query is None else _guide(operands.guide_query)
+    size = query.data.element_size()
+    guide = _guide(operands.guide_query, size)
     if problem.in_batch:
-        theirs = None if operands.guide_key is None else _guide(operands.guide_key)
+        theirs = _guide(operands.guide_key, size)
         blocks.append(Block(key, True, _contiguous(operands.key_ids), theirs))
     if operands.negatives is not None:
-        theirs = None if operands.guide_negatives is None else _guide(operands.guide_negatives)
+        theirs = _guide(operands.guide_negatives, size)
         blocks.append(
             Block(
                 _rows(operands.negatives, problem),
@@ -219,9 +222,12 @@ def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
     return Rows(x, data, inverse, rescale)
 
 
-def _guide(x: Tensor) -> Tensor:
-    """Padded to whole depth blocks."""
-    block = config.depth_block(x.element_size(), interpreted())
+def _guide(x: Tensor | None, size: int) -> Tensor | None:
+    """Padded to whole depth blocks, of its own and of rows of `size` bytes an entry: its product
+    shares their tile."""
+    if x is None:
+        return None
+    block = max(config.depth_block(width, interpreted()) for width in (x.element_size(), size))
     return torch.nn.functional.pad(x.detach(), (0, -x.shape[1] % block)).contiguous()
 
 
