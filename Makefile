@@ -58,8 +58,6 @@ format: $(STAMPS)/test ## rewrite the sources in the project's style
 	@$(BIN)/ruff format
 
 sanitize: $(STAMPS)/test ## run the kernels under the address, undefined-behaviour and thread sanitizers
-	$(SAY) "Kernels alone, on their own threads: address and undefined-behaviour sanitizers"
-	@tests/kernel/run_races address,undefined
 	$(SAY) "Kernels alone, on their own threads: thread sanitizer"
 	@tests/kernel/run_races thread
 	$(SAY) "Building the package with the address and undefined-behaviour sanitizers, apart"
