@@ -155,7 +155,7 @@ def reduced(losses: Tensor, reduction: str, counted: Tensor | None = None) -> Te
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index], whose gradient has the same bits on every run.
 
-    On the CPU the backward of ``index_select`` adds in order, 15 times faster than that of an
+    On the CPU the backward of ``index_select`` adds in order, and is quicker than that of an
     index; on a GPU it is the one with atomics.
     """
     return x.index_select(0, index) if x.device.type == "cpu" else x[index]

@@ -27,10 +27,17 @@ def test_forward_mode(backend):
         dual = forward_ad.make_dual(query, tangent)
         actual = forward_ad.unpack_dual(info_nce(dual, key, backend=backend)).tangent
         expected = forward_ad.unpack_dual(dense(dual, key)).tangent
-        temperature = forward_ad.make_dual(torch.tensor(0.1, dtype=torch.float64), torch.ones(()))
-        by_temperature = info_nce(query, key, temperature=temperature, backend=backend)
-        assert forward_ad.unpack_dual(by_temperature).tangent is not None
+        one = torch.ones((), dtype=torch.float64)
+        temperature = forward_ad.make_dual(0.1 * one, one)
+        by_temperature = [
+            forward_ad.unpack_dual(loss).tangent
+            for loss in (
+                info_nce(query, key, temperature=temperature, backend=backend),
+                dense(query, key, temperature),
+            )
+        ]
     torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*by_temperature)
 
 
 def test_jvp(backend):
