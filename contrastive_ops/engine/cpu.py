@@ -16,8 +16,13 @@ _READ = SimilarityProblem._fields.index("precision")
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
-    if problem.one_set or problem.prefixes or problem.tile_map:
+    if problem.prefixes:
         return False
+    if problem.one_set:
+        return not (problem.tile_map or problem.symmetric)
+    if problem.tile_map:
+        plain = not (problem.symmetric or problem.label_smoothing)
+        return plain and operands.own_negatives is None
     return not problem.symmetric or two_directions_fused(problem, operands)
 
 
@@ -30,8 +35,9 @@ def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Ten
 def stats_shapes(
     problem: SimilarityProblem, operands: Operands
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Log-sum-exp; with smoothing also the kept logits' sum and count."""
-    kinds = 3 if problem.label_smoothing else 1
+    """Log-sum-exp, with smoothing also the kept logits' sum and count; or the sums of softplus
+    and sigmoid."""
+    kinds = 3 if problem.label_smoothing else 2 if problem.tile_map else 1
     columns = operands.key.shape[0] if problem.symmetric else 0
     return (kinds, operands.query.shape[0]), (kinds, columns)
 
@@ -72,12 +78,11 @@ def _run(
     tensor_weight = weight if isinstance(weight, Tensor) else None
     return kernel.softmax_ce(
         mode,
-        *operands[:5],
-        *operands[6:],
-        *problem[:11],
+        *operands,
+        *problem[:_READ],
         tensor_weight,
         1.0 if tensor_weight is not None else weight,
-        wanted[:5],
+        wanted,
         row_stats,
         column_stats,
     )

@@ -50,9 +50,21 @@ void check(const Problem<Acc>& p, Mode mode) {
     require(!p.positive && p.positives == 1, "two directions take key i as the positive of row i");
     require(p.keys.scanned && !p.keys.guide, "two directions need scanned keys without a guide");
   }
+  if (p.one_set) {
+    require(p.keys.y == p.x && p.keys.count == p.rows && p.keys.scanned, "one set has one matrix");
+    require(!p.two_directions && p.own.count == 0 && p.negatives.count == 0 && !p.keys.guide &&
+                !p.keys.grad,
+            "one set takes no other candidates, guide, or second direction");
+    require(p.positive || p.positives == 0, "one set takes its positives by index");
+  }
+  if (p.pairwise) {
+    require(!p.two_directions && !p.one_set && p.own.count == 0 && p.smoothing == 0,
+            "pairs that are not normalised have one direction and no smoothing");
+  }
   if (mode == Mode::backward) {
     require(p.row.lse, "a backward needs the rows' statistics");
     require(!p.two_directions || p.column.lse, "a backward needs the columns' statistics");
+    require(!p.pairwise || p.row.sum, "a pairwise backward needs the rows' sums");
     require(p.smoothing == 0 || (p.row.sum && p.row.count),
             "a backward with smoothing needs sums and counts");
     require(p.smoothing == 0 || !p.two_directions || (p.column.sum && p.column.count),

@@ -118,6 +118,16 @@ void exclude_positives(const Strip<S>& strip) {
   }
 }
 
+// One set: a row is no candidate of its own.
+template <class S>
+void exclude_self(const Strip<S>& strip) {
+  using Acc = typename S::Acc;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t j = strip.row + r - strip.tile.begin;
+    if (uint64_t(j) < uint64_t(strip.tile.count)) strip.s[r * tile_stride + j] = -infinity<Acc>;
+  }
+}
+
 // ---- what a task prepares once for its tile
 
 template <class S>

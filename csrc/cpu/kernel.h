@@ -31,6 +31,7 @@ class Kernel {
     if (!st.fused) gradient_sweep();
     finish_lookups();
     if (p.temperature_grad) *p.temperature_grad = temperature_gradient(st);
+    if (p.bias_grad) *p.bias_grad = bias_gradient(st);
   }
 
  private:
@@ -83,7 +84,7 @@ class Kernel {
     for (int64_t index = 0; index < st.stripes; ++index) {
       const Stripe s = st.stripe(index);
       if (index > 0) pack_queries(s, st.fused);
-      scan(s, 0, st.tiles, st.fused || (st.gradients && st.is_kept(s)));
+      scan(s, st.first_tile(s), st.tiles, st.fused || (st.gradients && st.is_kept(s)));
       if (st.two) {
         for_each_closing(st, p.keys.count, [&](int64_t j) { fold_column(st, s, j); });
       }
@@ -93,6 +94,7 @@ class Kernel {
       queries(s, 0, st.tiles);
       finish_queries(s);
     }
+    if (p.one_set) return close_as_columns(st);
     if (st.two) close_columns(st, true, [&](int64_t j) { return negatives_of_column(st, j); });
   }
 
@@ -101,7 +103,7 @@ class Kernel {
       const Stripe s = st.stripe(index);
       // What prepare() packed is still there, unless other stripes came between.
       if (index > 0 || (st.mode == Mode::both && st.stripes > 1)) pack_queries(s, true);
-      for (int64_t t = 0; t < st.tiles; t += st.step_tiles) {
+      for (int64_t t = st.first_tile(s); t < st.tiles; t += st.step_tiles) {
         const int64_t end = minimum(st.tiles, t + st.step_tiles);
         if (!st.is_kept(s)) scan(s, t, end, true);
         candidates(s, t, end);
@@ -128,6 +130,7 @@ class Kernel {
       const double ns = multiply_add_ns * double(s.rows * count * st.tile_columns * p.dim);
       st.tasks(count * chunks, ns, [&](int64_t task, int worker) {
         const int64_t local = task / chunks, t = first + local;
+        if (st.is_below(s, t, task % chunks)) return;
         Kept* kept = keep ? st.template scanned_tile<Kept>(s, t - begin, 0) : nullptr;
         Kept* column_kept = kept;
         if (keep && st.column_plane) {
@@ -154,6 +157,7 @@ class Kernel {
       }
       PackCandidates<S>{st, t, t + 1, true, false, yt}(0);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (st.is_below(s, t, chunk)) break;
         scan_chunk<S, Kept>(st, s, t, chunk, strips, yt, nullptr, nullptr, worker);
       }
     });
@@ -192,18 +196,21 @@ class Kernel {
 
   // dY += P^T X for the columns of a tile; all of their gradient after the last stripe.
   void add_candidates(const Stripe& s, const Tile<Acc>& tile, Acc* coefficients) const {
-    const int64_t depth = divide_up(s.rows, P::pack);
+    const int64_t panel_depth = divide_up(s.rows, P::pack);
+    const int64_t rows = st.rows_of(s, tile, false), depth = divide_up(rows, P::pack);
+    if (rows <= 0) return;
     Acc* sum = tile.side->grad_sum + tile.begin * p.dim;
     for (int64_t d = 0; d < p.dim; d += micro_columns<Acc>) {
-      const Unit* panel = st.x_panels + d * depth;
+      const Unit* panel = st.x_panels + d * panel_depth;
       const int64_t width = minimum<int64_t>(micro_columns<Acc>, p.dim - d);
       for (int64_t j = 0; j < tile.count; j += column_part<P>) {
         multiply_panel<P, 1, P::pack * tile_stride>(
             coefficients_by_column<P>(coefficients, j), minimum(column_part<P>, tile.count - j),
             panel, depth, sum + j * p.dim + d, p.dim, width, s.index > 0,
-            panel + micro_columns<Acc> * depth);
+            panel + micro_columns<Acc> * panel_depth);
       }
     }
+    if (p.one_set) return;  // finish_query has the rest
     if (tile.side == &st.keys) add_positive_queries(st, s.begin, s.rows, tile.begin, tile.count);
     if (s.last) finish_candidates(st, *tile.side, tile.begin, tile.count);
   }
@@ -240,7 +247,8 @@ class Kernel {
         const int64_t row = task % row_tasks * task_rows, rows = minimum(task_rows, s.rows - row);
         const int64_t d_begin = task / row_tasks * task_columns;
         const int64_t d_end = minimum(d_begin + task_columns, st.dim_padded);
-        for (int64_t t = first; t < first + count;) {
+        const int64_t row_first = st.first_tile(s) + (p.one_set ? row / st.tile_columns : 0);
+        for (int64_t t = maximum(first, row_first); t < first + count;) {
           const int64_t columns = st.tile(t).count, run = equal_tiles(t, first + count);
           const int64_t depth = divide_up(columns, P::pack);
           const Acc* tile = st.coefficient_tile(s, t - begin);
@@ -250,7 +258,7 @@ class Kernel {
             const int64_t width = minimum(panel_columns, st.dim_padded - d);
             multiply_panel<P, tile_stride, 1>(
                 coefficients_by_row<P>(tile, row), rows, y + d * depth, depth,
-                st.dx + row * st.dim_padded + d, st.dim_padded, width, t > 0,
+                st.dx + row * st.dim_padded + d, st.dim_padded, width, t > row_first,
                 y + (d + width) * depth, runs);
           }
           t += run;

@@ -48,6 +48,7 @@ struct Own {
 // accumulator: a log-sum-exp of 100 in float32 would put 4e-6 of error on every probability.
 struct Stats {
   double* lse = nullptr;            // lse_neg; -inf where no candidate is left
+                                    // pairwise: the negatives' sum of softplus, and of sigmoid in `sum`
   double* sum = nullptr;            // sum of the kept negatives' logits   (smoothing only, else null)
   double* count = nullptr;          // how many of them                    (smoothing only, else null)
 };
@@ -88,6 +89,15 @@ struct Problem {
   // the rows. Explicit negatives do not take part in it.
   bool two_directions = false;
 
+  // One set against itself: `keys` is `x`, scanned, and row i left out of its own candidates.
+  // Positives are mutual, `row_ids` are the ids of both sides, and x_grad is the whole gradient.
+  bool one_set = false;
+
+  // No softmax: L_i = sum over positives of softplus(-l_ip) + sum over the rest of softplus(l_ij),
+  // with `bias` added to every logit. One direction, no smoothing, no own negatives.
+  bool pairwise = false;
+  Acc bias = 0;
+
   const Acc* weight = nullptr;      // (rows): dL/dL_i (and dL/d column loss i); null: all `weight_all`
   Acc weight_all = 1;
   int64_t workspace_bytes = 0;      // what may be kept besides inputs, outputs and O(N + M) numbers
@@ -100,6 +110,7 @@ struct Problem {
   Stats column;                     // (keys.count), two_directions only
   void* x_grad = nullptr;           // (rows, dim) contiguous, Problem::dtype; null: frozen
   double* temperature_grad = nullptr;  // one number: d total / d temperature; null: not wanted
+  double* bias_grad = nullptr;         // likewise, pairwise only
 };
 
 enum class Mode {

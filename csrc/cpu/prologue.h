@@ -83,7 +83,7 @@ void measure(S& st) {
     const double y = maximum(st.keys.tiles ? longest<S>(st.keys.scale, key_count) : 0,
                              st.negatives.tiles ? longest<S>(st.negatives.scale, negative_count)
                                                 : 0);
-    st.bounded = st.is_bounded(longest<S>(st.x_scale, p.rows), y);
+    st.bounded = p.pairwise || st.is_bounded(longest<S>(st.x_scale, p.rows), y);
   }
 }
 

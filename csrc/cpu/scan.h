@@ -31,6 +31,7 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
       if (block.guide) exclude_by_guide(view, guide_panels);
     }
     if (tile.side == &st.keys) exclude_positives(view);
+    if (st.p.one_set) exclude_self(view);
   };
   if (!terms.plain) {
     scale_strip(strip, terms.post);
@@ -41,6 +42,12 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
     leave_out(column_s, true);
   }
   leave_out(strip.s, false);
+
+  if (st.p.pairwise) {
+    const int64_t at = tile.index * st.rows + (strip.row - strip.stripe.begin);
+    return pairwise_statistics(strip.s, factor, Acc(double(st.p.bias) * log2e), strip.rows,
+                               strip.columns, st.part_sum + at, st.part_max + at, kept);
+  }
 
   const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
   const int64_t at_column = chunk * st.keys.tiles * st.tile_columns + tile.begin;

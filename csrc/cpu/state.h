@@ -72,9 +72,9 @@ struct State : Plan<E, P> {
   template <class Kept>
   Kept* scanned_tile(const Stripe& s, int64_t local, int plane) const {
     if (!this->is_kept(s)) return reinterpret_cast<Kept*>(work_tile(local, plane));
-    const int64_t slot = s.index - (this->stripes - this->kept_stripes);
+    const int64_t before = this->kept_before(s.index) * this->planes();
     return static_cast<Kept*>(kept_tiles) +
-           ((slot * this->planes() + plane) * this->tiles + local) * this->tile_size();
+           (before + plane * this->tiles_of(s) + local) * this->tile_size();
   }
   // Where the tile's coefficients go: over the numbers they come from, unless those are shorter.
   Acc* coefficient_tile(const Stripe& s, int64_t local) const {
@@ -92,9 +92,13 @@ struct State : Plan<E, P> {
     for (Side<Acc>* side : {&this->keys, &this->negatives}) {
       if (!side->block) continue;
       const int64_t count = side->block->count;
-      const bool wanted = gradients && side->block->grad;
       side->scale = cursor.take<RowScale<Acc>>(count);
-      if (!wanted) continue;
+      if (gradients && p.one_set) {
+        side->grad_sum = std::is_same_v<E, Acc> && p.x_grad ? static_cast<Acc*>(p.x_grad)
+                                                           : cursor.take<Acc>(count * p.dim);
+        continue;
+      }
+      if (!gradients || !side->block->grad) continue;
       side->grad_sum = std::is_same_v<E, Acc> ? static_cast<Acc*>(side->block->grad)
                                               : cursor.take<Acc>(count * p.dim);
       side->dot = cursor.take<double>(count);
@@ -117,7 +121,7 @@ struct State : Plan<E, P> {
 
     const int64_t partials = this->tiles * this->rows;
     const int64_t column_partials = this->stripe_chunks() * padded;
-    part_max = cursor.take<Acc>(this->bounded ? 0 : partials);
+    part_max = cursor.take<Acc>(this->bounded && !p.pairwise ? 0 : partials);
     part_sum = cursor.take<Acc>(partials);
     part_logits = cursor.take<Acc>(smoothing ? partials : 0);
     part_count = cursor.take<Acc>(smoothing ? partials : 0);
@@ -136,7 +140,7 @@ struct State : Plan<E, P> {
     const bool work = gradients && (this->kept16 || this->kept_stripes < this->stripes);
     const int64_t tile_numbers = this->tile_size() * this->planes();
     work_tiles = cursor.take<Acc>(work ? this->step_tiles * tile_numbers : 0);
-    kept_tiles = cursor.take<char>(this->kept_stripes * this->tiles * tile_numbers *
+    kept_tiles = cursor.take<char>(this->kept_before(this->stripes) * tile_numbers *
                                    this->kept_bytes());
     dx = cursor.take<Acc>(this->need_x ? this->rows * this->dim_padded : 0);
 
