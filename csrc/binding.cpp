@@ -95,6 +95,7 @@ at::ScalarType accumulator() {
 // A matrix' stride between rows; that of a single row may be anything and is never used.
 int64_t row_stride(const Tensor& x) { return x.stride(-2); }
 
+// Nothing but Nones where prefixes do not fit one pass. Else
 // losses (N), row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
 // or None for each of query, key, negatives, own negatives, temperature, bias.
 template <class Acc>
@@ -133,6 +134,13 @@ std::vector<MaybeTensor> run_problem(
   require(a.tile_map.empty() || a.tile_map == "softplus", "unknown tile map");
   p.pairwise = !a.tile_map.empty();
   p.bias = static_cast<Acc>(a.bias ? a.bias->item<double>() : a.offset);
+
+  bool apart = false;
+  p.prefixes = a.prefixes.data();
+  p.prefix_weight = a.prefix_weights.data();
+  p.prefix_count = static_cast<int64_t>(a.prefixes.size());
+  p.prefixes_apart = &apart;
+  require(a.prefixes.size() == a.prefix_weights.size(), "prefixes without a weight each");
 
   p.id_pairs = a.query_ids ? a.query_ids->size(0) : 0;
   p.row_ids = hold.numbers<int64_t>(a.query_ids, at::kLong, {p.id_pairs, n});
@@ -190,9 +198,10 @@ std::vector<MaybeTensor> run_problem(
   Tensor losses = at::empty({n}, numbers), column_losses;
   const auto wide = options.dtype(at::kDouble);
   Tensor row, column;
+  const int64_t levels = p.prefix_count ? p.prefix_count : 1;
   const auto fill = [&](Stats& stats, Tensor& x, const MaybeTensor& given, int64_t count) {
-    x = given ? *given : at::empty({kinds, count}, wide);
-    require(x.sizes() == at::IntArrayRef({kinds, count}) && x.is_contiguous() &&
+    x = given ? *given : at::empty({levels * kinds, count}, wide);
+    require(x.sizes() == at::IntArrayRef({levels * kinds, count}) && x.is_contiguous() &&
                 x.scalar_type() == at::kDouble,
             "the statistics are not those of this problem's forward");
     double* data = x.mutable_data_ptr<double>();
@@ -232,6 +241,7 @@ std::vector<MaybeTensor> run_problem(
     pybind11::gil_scoped_release release;
     run(p, mode);
   }
+  if (apart) return std::vector<MaybeTensor>(results.size());
 
   if (p.temperature_grad)
     results[8] = at::full({}, temperature_grad, a.temperature->options());

@@ -61,6 +61,19 @@ void check(const Problem<Acc>& p, Mode mode) {
     require(!p.two_directions && !p.one_set && p.own.count == 0 && p.smoothing == 0,
             "pairs that are not normalised have one direction and no smoothing");
   }
+  if (p.prefix_count) {
+    require(p.prefixes && p.prefix_weight && p.prefixes_apart && p.prefix_count <= 32,
+            "prefixes need their arrays");
+    require(!p.two_directions && !p.one_set && !p.pairwise && p.own.count == 0 &&
+                !p.negatives.bias && p.negatives.group == 0,
+            "prefixes take one direction and no biases");
+    for (int64_t l = 0; l < p.prefix_count; ++l) {
+      require(p.prefixes[l] > (l ? p.prefixes[l - 1] : 0), "prefixes are not ascending");
+      require(p.prefixes[l] % 2 == 0 || p.dtype != DType::bfloat16 || l == p.prefix_count - 1,
+              "prefixes of bfloat16 rows are even");
+    }
+    require(p.prefixes[p.prefix_count - 1] == p.dim, "the last prefix is not the whole row");
+  }
   if (mode == Mode::backward) {
     require(p.row.lse, "a backward needs the rows' statistics");
     require(!p.two_directions || p.column.lse, "a backward needs the columns' statistics");

@@ -18,6 +18,7 @@ namespace {
 #include "gradients.h"
 #include "prologue.h"
 #include "closing.h"
+#include "prefixes.h"
 #include "kernel.h"
 }  // namespace
 }  // namespace contrastive_ops

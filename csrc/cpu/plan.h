@@ -9,9 +9,11 @@
 constexpr int64_t most_columns = 96;  // of a tile; a multiple of every micro-kernel's sides
 constexpr int64_t tile_stride = 112;  // between rows of a tile: an odd number of cache lines
 constexpr int64_t most_rows = 384;    // of a stripe
+constexpr int64_t most_prefix_rows = 192;  // as much as stays in cache of several planes
 constexpr int64_t row_step = 12;      // a multiple of every micro-kernel's rows
 constexpr int64_t column_step = 32;   // a multiple of every micro-kernel's columns
 constexpr int64_t apart_bytes = 400 << 10;  // of packed queries: half of a second-level cache
+constexpr int64_t most_prefixes = 32;
 constexpr int64_t direct_rows = 16;
 
 template <class Acc>
@@ -45,7 +47,7 @@ struct Plan {
   using Unit = typename P::Unit;
   static constexpr bool pairs = P::pack == 2;
 
-  const Problem<Acc>& p;
+  Problem<Acc> p;
   const Mode mode;
   const int workers;
   const Acc c;  // logits in units of log 2 are c * similarity (+ bias)
@@ -69,6 +71,7 @@ struct Plan {
   int64_t dim_padded = 0;
   int64_t panel_tiles = 0;   // whose packed panels are at hand at once
   int64_t step_tiles = 0;    // whose coefficients are at hand at once
+  int64_t panel_columns = 0; // of the packed panels that gradients multiply: see Piece
   int64_t kept_stripes = 0;  // two directions: the last ones keep their tiles between the sweeps
 
   Plan(const Problem<Acc>& problem, Mode m, int w)
@@ -87,10 +90,12 @@ struct Plan {
                           (!negatives.block || p.negatives.grad) &&
                           (p.own.count == 0 || p.own.grad);
     temperature_from_x = gradients && p.temperature_grad && (p.x_grad || !complete);
-    need_x = gradients && (p.x_grad || temperature_from_x);
+    // With prefixes it is one of the rows' sums, and those come with the products.
+    need_x = gradients && (p.x_grad || temperature_from_x || (p.prefix_count && p.temperature_grad));
     bounded = p.pairwise || (p.normalize && is_bounded(1, 1));
     kept16 = pairs && two && bounded && mode == Mode::both;
     share_workspace();
+    if (p.prefix_count) return;
     direct = !pairs && p.guide_dim == 0 && p.rows <= direct_rows;
     // In a small problem, writing panels that another core has just read costs more than packing
     // twice.
@@ -135,11 +140,11 @@ struct Plan {
     return (index - first) * tiles - step * (index * (index - 1) - first * (first - 1)) / 2;
   }
 
-  int64_t planes() const { return column_plane ? 2 : 1; }
+  int64_t planes() const { return column_plane ? 2 : maximum<int64_t>(1, p.prefix_count); }
   int64_t tile_size() const { return rows * tile_stride; }
   int64_t kept_bytes() const { return kept16 ? 2 : int64_t(sizeof(Acc)); }
   int64_t yt_size() const { return depth * capacity; }
-  int64_t y_size() const { return divide_up(capacity, P::pack) * dim_padded; }
+  int64_t y_size() const { return divide_up(capacity, P::pack) * panel_columns; }
   // A vector of slack lets packing store whole vectors.
   int64_t strip_size() const { return depth * micro_rows + lanes<Unit>; }
   int64_t packers() const { return apart ? minimum<int64_t>(workers, tiles) : 1; }
@@ -166,6 +171,10 @@ struct Plan {
     if (p.one_set) tile_columns = chunk_rows = most_columns;
     depth = divide_up(p.dim, P::pack);
     dim_padded = round_up(p.dim, lanes<Acc>);
+    panel_columns = dim_padded;
+    for (int64_t l = 0; l < p.prefix_count; ++l) {
+      if (p.prefixes[l] % micro_columns<Acc> > 0) panel_columns += micro_columns<Acc>;
+    }
     add_side(keys, p.keys);
     add_side(negatives, p.negatives);
   }
@@ -199,7 +208,7 @@ struct Plan {
     // done in steps of fewer tiles, at the price of scanning twice.
     const int64_t tile_row_bytes = tile_stride * planes() * int64_t(sizeof(Acc));
     const int64_t row_bytes = maximum<int64_t>(1, tiles * tile_row_bytes);
-    int64_t most = most_rows;
+    int64_t most = p.prefix_count ? most_prefix_rows : most_rows;
     if (gradients && !two && mode == Mode::both) {
       const int64_t fit = left / row_bytes / row_step * row_step;
       fused = fit >= minimum(chunk_rows, p.rows);

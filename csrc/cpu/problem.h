@@ -98,6 +98,15 @@ struct Problem {
   bool pairwise = false;
   Acc bias = 0;
 
+  // The sum over prefixes of the rows, ascending and ending with dim, of prefix_weight times the loss
+  // on that prefix alone; none: whole rows. One direction, one block each, no biases, not pairwise;
+  // bfloat16 takes even ones. Statistics come prefix by prefix. `prefixes_apart` is set, and nothing
+  // else written, where a prefix is so short beside its row that one scale cannot serve both.
+  const int64_t* prefixes = nullptr;
+  const double* prefix_weight = nullptr;
+  int64_t prefix_count = 0;
+  bool* prefixes_apart = nullptr;
+
   const Acc* weight = nullptr;      // (rows): dL/dL_i (and dL/d column loss i); null: all `weight_all`
   Acc weight_all = 1;
   int64_t workspace_bytes = 0;      // what may be kept besides inputs, outputs and O(N + M) numbers
@@ -106,7 +115,7 @@ struct Problem {
   // temperature_grad, for loss total = sum_i weight_i * L_i (+ sum_j weight_j * column loss_j).
   Acc* loss = nullptr;              // (rows): L_i
   Acc* column_loss = nullptr;       // (rows): two_directions only
-  Stats row;                        // (rows)
+  Stats row;                        // (rows); with prefixes (prefix_count, kinds, rows)
   Stats column;                     // (keys.count), two_directions only
   void* x_grad = nullptr;           // (rows, dim) contiguous, Problem::dtype; null: frozen
   double* temperature_grad = nullptr;  // one number: d total / d temperature; null: not wanted

@@ -39,6 +39,20 @@ void bounded_statistics(const Acc* s, const Acc* column_s, Acc factor, int64_t r
   }
 }
 
+// Bounded, but the logits are kept.
+template <class Acc>
+void bounded_logits(const Acc* t, int64_t rows, int64_t columns, Acc* row_sum, Acc* kept) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<Acc> sum = {};
+    for (int64_t j = 0; j < columns; j += lanes<Acc>) {
+      const Vec<Acc> v = load(t + r * tile_stride + j);
+      sum += exp2(v);
+      if (kept) store(kept + r * tile_stride + j, v);
+    }
+    row_sum[r] = Acc(sum_lanes<Acc>(sum));
+  }
+}
+
 // Columns of a strip into running (max, sum).
 template <class Acc, class Kept>
 void running_column_statistics(const Acc* t, int64_t rows, int64_t columns,
