@@ -168,7 +168,7 @@ def reduced_softmax(
 ) -> Tensor:
     """The problem's loss on its prefixes and reduced, both as :func:`info_nce` documents them."""
     if matryoshka_dims is not None or matryoshka_weights is not None:
-        prefixes = _prefixes(operands.query, matryoshka_dims, matryoshka_weights)
+        prefixes = checked_prefixes(operands.query, matryoshka_dims, matryoshka_weights)
         problem, operands = on_prefixes(problem, operands, prefixes)
     weight: Tensor | float
     if row_weight is None:
@@ -211,7 +211,7 @@ def _checked_weight(row_weight: Tensor, query: Tensor) -> Tensor:
     return row_weight.detach()
 
 
-def _prefixes(
+def checked_prefixes(
     query: Tensor, dims: Sequence[int] | None, weights: Sequence[Number] | None
 ) -> list[tuple[int, float]]:
     if dims is None:
