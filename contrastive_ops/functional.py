@@ -60,7 +60,7 @@ from .objectives.soft_targets import (
     soft_target_nce,
     uni_cl,
 )
-from .objectives.statistics import Statistics, info_nce_statistics
+from .objectives.statistics import Statistics
 from .objectives.sup_con import sup_con
 from .objectives.triplet import triplet, triplet_margin
 
@@ -90,7 +90,6 @@ __all__ = [
     "hardest_negatives",
     "hardness_weighted_nce",
     "info_nce",
-    "info_nce_statistics",
     "joint_nce",
     "ko_leo",
     "lifted_structure",

@@ -27,6 +27,9 @@ class Backend(Protocol):
     """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
     else they come as float32."""
 
+    SUMMARIZES: bool
+    """Whether `forward` and `total` also take ``summary=``, to be filled (see `.summary`)."""
+
     def forward(
         self, problem: SimilarityProblem, operands: Operands
     ) -> tuple[Tensor, Tensor, Tensor]:

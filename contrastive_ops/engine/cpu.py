@@ -11,14 +11,17 @@ from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 FUSES_TWO_DIRECTIONS = True
 TAKES_HALF = False
+SUMMARIZES = True
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
 _READ = SimilarityProblem._fields.index("precision")
 """The kernel has the fields before this one; its products are float32 or exact."""
 
 
-def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses and the log-sum-exps of rows and columns."""
-    losses, row, column, *_ = _run(_FORWARD, problem, operands, 1.0)
+    losses, row, column, *_ = _run(_FORWARD, problem, operands, 1.0, summary=summary)
     return losses, row, column
 
 
@@ -44,11 +47,15 @@ def backward(
 
 
 def total(
-    problem: SimilarityProblem, operands: Operands, weight: Tensor | float, wanted: Wanted
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Tensor | float,
+    wanted: Wanted,
+    summary: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients."""
     mode = _BOTH if any(wanted) else _LOSS
-    out = _run(mode, problem, operands, weight, wanted)
+    out = _run(mode, problem, operands, weight, wanted, summary=summary)
     return out[3], Gradients(*out[4:])
 
 
@@ -60,6 +67,7 @@ def _run(
     wanted: Wanted = (False,) * 5,
     row_stats: Tensor | None = None,
     column_stats: Tensor | None = None,
+    summary: Tensor | None = None,
 ) -> Any:
     kernel, reason = extension.load()
     if kernel is None:
@@ -74,4 +82,5 @@ def _run(
         wanted,
         row_stats,
         column_stats,
+        summary,
     )

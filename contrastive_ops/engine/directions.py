@@ -24,18 +24,22 @@ from .similarity import positive_index
 
 
 class Kernels:
-    """One backend's ``forward``, ``backward`` and ``total`` (see :class:`.backends.Backend`)."""
+    """One backend's ``forward``, ``backward`` and ``total`` (see :class:`.backends.Backend`).
 
-    def __init__(self, name: str) -> None:
+    A ``summary`` is filled by each of the first and the last, from the direction query -> key.
+    """
+
+    def __init__(self, name: str, summary: Tensor | None = None) -> None:
         self.backend = backends.module(name)
         self.takes_half = self.backend.TAKES_HALF
+        self.asked = {} if summary is None else {"summary": summary}
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self._splits(problem, operands):
-            return self.backend.forward(problem, operands)
-        losses = self.backend.forward(_one_way(problem), operands)[0]
+            return self.backend.forward(problem, operands, **self.asked)
+        losses = self.backend.forward(_one_way(problem), operands, **self.asked)[0]
         pairs = self.backend.forward(*reversed_problem(problem, operands))[0]
         mean = (losses + mean_over_positives(pairs, operands)) / 2
         none = torch.empty(0, dtype=torch.float64, device=mean.device)
@@ -66,8 +70,9 @@ class Kernels:
         self, problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
     ) -> tuple[Tensor, Gradients]:
         if not self._splits(problem, operands):
-            return self.backend.total(problem, operands, weight, wanted)
-        loss, first = self.backend.total(_one_way(problem), operands, weight / 2, wanted)
+            return self.backend.total(problem, operands, weight, wanted, **self.asked)
+        one_way = _one_way(problem)
+        loss, first = self.backend.total(one_way, operands, weight / 2, wanted, **self.asked)
         given = positive_index(operands) >= 0
         share = (weight / 2) / given.sum(1).to(loss.dtype)
         pair_weight = (share.unsqueeze(1) * given).reshape(-1)

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from . import backends, ops, reference, tracing
+from . import backends, chunked, ops, reference, tracing
 from .autograd import differentiable
 from .directions import Kernels
 from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight
@@ -18,20 +18,34 @@ def softmax_ce(
     operands: Operands,
     weight: Weight | None,
     backend: str | None = None,
+    summary: Tensor | None = None,
 ) -> Tensor:
     """Row losses L (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
 
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
-    float64 operands; it is differentiable in the first five operands.
+    float64 operands; it is differentiable in the first five operands. A ``summary``
+    (:func:`.summary.empty_summary`) is filled by the same scan; by one of its own, which costs one
+    matrix product, where operators are recorded or the backend has no sums for it.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
         with torch.autograd.profiler.record_function(f"contrastive_ops::softmax_ce[{name}]"):
-            return _on(name, problem, operands, weight)
-    return _on(name, problem, operands, weight)
+            return _on(name, problem, operands, weight, summary)
+    return _on(name, problem, operands, weight, summary)
 
 
-def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weight | None) -> Tensor:
+def _on(
+    name: str,
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight | None,
+    summary: Tensor | None,
+) -> Tensor:
+    if summary is not None:
+        if not _in_one_scan(name, operands):
+            chunked.forward(problem._replace(symmetric=False), operands, summary)
+        else:
+            return differentiable(Kernels(name, summary), problem, operands, weight)
     if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
         losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
@@ -41,6 +55,14 @@ def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weigh
         # A number such as 1 / N would be a constant of the graph, and each N a graph of its own.
         return ops.softmax_ce(name, problem, operands, 1.0) * weight
     return differentiable(_kernels(name), problem, operands, weight)
+
+
+def _in_one_scan(name: str, operands: Operands) -> bool:
+    if name == "reference" or tracing.is_traced():
+        return False
+    if tracing.needs_reference(operands[:DIFFERENTIABLE]):
+        return False
+    return backends.module(name).SUMMARIZES
 
 
 _kernels = functools.cache(Kernels)

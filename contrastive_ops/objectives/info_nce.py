@@ -12,6 +12,8 @@ from ..engine import check
 from ..engine.describe import describe
 from ..engine.problem import Operands, SimilarityProblem, prefix
 from ..engine.softmax_ce import softmax_ce
+from ..engine.summary import empty_summary
+from .statistics import Receiver, statistics_of
 
 Number = float | int
 DEFAULT_TEMPERATURE = 0.05
@@ -46,6 +48,7 @@ def info_nce(
     backend: str | None = None,
     workspace_bytes: int | None = None,
     precision: Literal["ieee", "tf32x3", "tf32"] | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""InfoNCE: the cross-entropy of finding each query's key among all candidates.
 
@@ -107,6 +110,10 @@ def info_nce(
             default), ``"tf32x3"`` (three products of 10-bit parts, nearly as exact) or ``"tf32"``
             (10 bits). 16-bit rows are multiplied exactly and summed in float32 whatever it says.
             The ``triton`` backend reads it; the others are never less exact on the CPU.
+        statistics: a function, such as a list's ``append``, that is called with the batch's
+            :class:`Statistics` (accuracy, ranks, hardest negatives, ...), query to key and of the
+            longest prefix. The backends ``cpu`` and ``torch`` gather them in the loss's own scan;
+            others, and compiled graphs, in one more matrix product.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the
@@ -152,11 +159,19 @@ def info_nce(
         workspace_bytes=workspace_bytes,
         precision=precision,
     )
+    summary = None if statistics is None else empty_summary(operands)
     if matryoshka_dims is None and matryoshka_weights is None:
-        return _reduced(problem, operands, row_weight, reduction, backend)
-    loss = operands.query.new_zeros((), dtype=operands.accumulation_dtype)
-    for dim, w in _prefixes(operands.query, matryoshka_dims, matryoshka_weights):
-        loss = loss + w * _reduced(problem, prefix(operands, dim), row_weight, reduction, backend)
+        loss = _reduced(problem, operands, row_weight, reduction, backend, summary)
+    else:
+        prefixes = _prefixes(operands.query, matryoshka_dims, matryoshka_weights)
+        longest = max(dim for dim, _ in prefixes)
+        loss = operands.query.new_zeros((), dtype=operands.accumulation_dtype)
+        for dim, w in prefixes:
+            part = prefix(operands, dim)
+            asked = summary if dim == longest else None
+            loss = loss + w * _reduced(problem, part, row_weight, reduction, backend, asked)
+    if statistics is not None and summary is not None:
+        statistics(statistics_of(problem, operands, summary))
     return loss
 
 
@@ -166,6 +181,7 @@ def _reduced(
     row_weight: Tensor | None,
     reduction: str,
     backend: str | None,
+    summary: Tensor | None,
 ) -> Tensor:
     weight: Tensor | float
     if row_weight is None:
@@ -175,8 +191,8 @@ def _reduced(
             weight = 1.0
         else:
             check.choice("reduction", reduction, ("none", "mean", "sum"))
-            return softmax_ce(problem, operands, None, backend)
-        return softmax_ce(problem, operands, weight, backend)
+            return softmax_ce(problem, operands, None, backend, summary)
+        return softmax_ce(problem, operands, weight, backend, summary)
     check.choice("reduction", reduction, ("none", "mean", "sum"))
     weight = _checked_weight(row_weight, operands.query)
     if reduction == "mean":  # the sum of the largest floats would be infinite
@@ -184,8 +200,8 @@ def _reduced(
         weight = weight / weight.sum()
     weight = weight.to(operands.accumulation_dtype)
     if reduction == "none":
-        return softmax_ce(problem, operands, None, backend) * weight
-    return softmax_ce(problem, operands, weight, backend)
+        return softmax_ce(problem, operands, None, backend, summary) * weight
+    return softmax_ce(problem, operands, weight, backend, summary)
 
 
 def _reciprocal(scale: Number | Tensor) -> Number | Tensor:

@@ -41,6 +41,7 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
     leave_out(column_s, true);
   }
   leave_out(strip.s, false);
+  if (st.p.summary) summarise_strip(strip, factor);
 
   const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
   const int64_t at_column = chunk * st.keys.tiles * st.tile_columns + tile.begin;

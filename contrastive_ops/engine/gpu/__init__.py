@@ -21,6 +21,7 @@ from .prepared import prepare
 # float64 never comes here: `backends.choose` hands it to `torch`.
 FUSES_TWO_DIRECTIONS = True
 TAKES_HALF = True
+SUMMARIZES = False
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
