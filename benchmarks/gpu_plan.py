@@ -128,6 +128,7 @@ def record(problem: SimilarityProblem, operands: Operands, architecture: str) ->
         operands.negatives is not None,
         operands.own_negatives is not None,
         operands.temperature is not None,
+        False,
     )
     chip = config.ARCHITECTURES[architecture]
     steps: list[Launch | Product] = []

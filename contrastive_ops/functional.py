@@ -48,6 +48,7 @@ from .objectives.logit_bias import (
     sampled_softmax,
     squared_l2_nce,
 )
+from .objectives.matryoshka import adaptive_layers, matryoshka
 from .objectives.nt_xent import nt_xent
 from .objectives.own_positive import own_positive_nce
 from .objectives.queues import hardest_negatives, momentum_encoder
@@ -66,6 +67,7 @@ from .objectives.triplet import triplet, triplet_margin
 
 __all__ = [
     "Statistics",
+    "adaptive_layers",
     "ai_feedback_nce",
     "alignment",
     "angle",
@@ -96,6 +98,7 @@ __all__ = [
     "list_mle",
     "list_net",
     "margin_mse",
+    "matryoshka",
     "mine_hard_negatives",
     "momentum_encoder",
     "n_pair",

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import backends, chunked, ops, reference, tracing
 from .autograd import differentiable
-from .directions import Kernels
-from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight
+from .lowering import Kernels
+from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight, two_sets
 
 
 def softmax_ce(
@@ -23,9 +23,10 @@ def softmax_ce(
     """Row losses L (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
 
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
-    float64 operands; it is differentiable in the first five operands. A ``summary``
-    (:func:`.summary.empty_summary`) is filled by the same scan; by one of its own, which costs one
-    matrix product, where operators are recorded or the backend has no sums for it.
+    float64 operands; it is differentiable in the first six operands. A ``summary``
+    (:func:`.summary.empty_summary`) is filled by the same scan; by one of its own, a matrix product
+    more, where operators are recorded, the backend has no sums for it, or the problem is of one set
+    or of prefixes.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
@@ -42,10 +43,9 @@ def _on(
     summary: Tensor | None,
 ) -> Tensor:
     if summary is not None:
-        if not _in_one_scan(name, operands):
-            chunked.forward(problem._replace(symmetric=False), operands, summary)
-        else:
+        if _in_one_scan(name, problem, operands):
             return differentiable(Kernels(name, summary), problem, operands, weight)
+        _scan_apart(name, problem, operands, summary)
     if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
         losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
@@ -57,12 +57,29 @@ def _on(
     return differentiable(_kernels(name), problem, operands, weight)
 
 
-def _in_one_scan(name: str, operands: Operands) -> bool:
+def _in_one_scan(name: str, problem: SimilarityProblem, operands: Operands) -> bool:
+    return _is_eager(name, operands) and not (problem.one_set or problem.prefixes)
+
+
+def _is_eager(name: str, operands: Operands) -> bool:
     if name == "reference" or tracing.is_traced():
         return False
-    if tracing.needs_reference(operands[:DIFFERENTIABLE]):
+    if torch._C._are_functorch_transforms_active():
         return False
-    return backends.module(name).SUMMARIZES
+    return not tracing.needs_reference(operands[:DIFFERENTIABLE]) and name in SUMMARIZING
 
+
+def _scan_apart(name: str, problem: SimilarityProblem, operands: Operands, summary: Tensor) -> None:
+    """Fills the summary of the whole rows (of the longest prefix), query to key."""
+    problem = problem._replace(symmetric=False, prefixes=(), prefix_weights=())
+    if problem.one_set:
+        problem, operands = two_sets(problem, operands)
+    backend = backends.module(name) if _is_eager(name, operands) else chunked
+    with torch.no_grad():
+        backend.forward(problem, operands, summary=summary)  # type: ignore[call-arg]
+
+
+SUMMARIZING = ("cpu", "torch")
+"""Backends whose ``forward`` and ``total`` also take ``summary=``."""
 
 _kernels = functools.cache(Kernels)

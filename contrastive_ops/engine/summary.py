@@ -4,7 +4,7 @@ A summary is (6, N) float64, without gradient. Its rows, of query i and its cand
 
 * ``above``: how many kept negatives have a logit above that of the best positive
 * ``hardest``: the largest logit of a kept negative; -inf where there is none
-* ``count``, ``total``: how many negatives are kept, and the sum of their logits
+* ``kept``, ``total``: how many negatives are kept, and the sum of their logits
 * ``positive``: the mean logit of the positives
 * ``entropy``: of the softmax over positives and kept negatives, in nats
 """
@@ -26,7 +26,7 @@ class Summary(NamedTuple):
 
     above: Tensor
     hardest: Tensor
-    count: Tensor
+    kept: Tensor
     total: Tensor
     positive: Tensor
     entropy: Tensor
@@ -57,7 +57,7 @@ def summarize(problem: SimilarityProblem, operands: Operands, logits: Logits) ->
     numbers = Summary(
         above=_over([block > limit for block in blocks]),
         hardest=torch.stack([block.amax(1) for block in blocks], 1).amax(1),
-        count=_over(kept),
+        kept=_over(kept),
         total=_over([torch.where(k, b, 0.0) for k, b in zip(kept, blocks, strict=True)]),
         positive=torch.where(given, positives, 0.0).sum(1) / given.sum(1),
         entropy=entropy,

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import scale_of
 from ..engine.reductions import row_lse
-from ..engine.similarity import prepared, unit_rows
+from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import (
     Number,
     Reduction,
-    describe,
     inverse_temperature,
     matrices,
     pairs,
@@ -25,6 +23,7 @@ from .arguments import (
     vectors,
     wide,
 )
+from .groups import against_others, own_logits
 from .ranking import order_losses
 
 Divergence = Literal["kl", "cross_entropy", "js", "list_mle"]
@@ -171,26 +170,17 @@ def group_distillation(
 
     Source: FlagEmbedding's ``m3_kd_loss``.
     """
-    check.matrix("passages", passages, (3,))
-    n, width = passages.shape[:2]
-    query, keys = matrices(query=query, passages=passages.reshape(-1, passages.shape[2]))
-    if query.shape[0] != n:
-        raise ValueError(f"passages: got {n} groups, expected {query.shape[0]} as in query")
-    check.matrix("teacher", teacher)
-    check.shaped("teacher", teacher, ((n, width),), query)
-    ids = row_ids(n, query)
-    problem, operands = describe(
+    problem, operands = against_others(
         query,
-        keys,
+        "passages",
+        passages,
         temperature=temperature,
         normalize=normalize,
-        ids=ids,
-        key_ids=ids.repeat_interleave(width),
         workspace_bytes=workspace_bytes,
     )
-    unit = prepared(query, problem, operands.accumulation_dtype)
-    group = prepared(keys, problem, operands.accumulation_dtype).view(n, width, -1)
-    logits = (unit.unsqueeze(1) * group).sum(2) * scale_of(problem, operands)
+    check.matrix("teacher", teacher)
+    check.shaped("teacher", teacher, (tuple(passages.shape[:2]),), query)
+    logits = own_logits(problem, operands)
     rest = logits.flip(1).logcumsumexp(1).flip(1)
     others = row_lse(problem, operands, backend).unsqueeze(1)
     losses = teacher.detach().to(logits.dtype) * (torch.logaddexp(rest, others) - logits)

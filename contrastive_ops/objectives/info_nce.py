@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.describe import describe
-from ..engine.problem import Operands, SimilarityProblem, prefix
+from ..engine.problem import Operands, SimilarityProblem
 from ..engine.softmax_ce import softmax_ce
 from ..engine.summary import empty_summary
+from .matryoshka import with_prefixes
 from .statistics import Receiver, statistics_of
 
 Number = float | int
@@ -93,7 +94,7 @@ def info_nce(
         own_negative_log_weight: added to the logits of a query's own H negatives only.
         label_smoothing: in [0, 1]; as in ``F.cross_entropy``, over the candidates a row keeps.
         matryoshka_dims: the loss is the weighted sum of the losses on each of these prefixes of D,
-            one after another.
+            whose norms, margins and thresholds are their own; the ``guide`` is whole.
         matryoshka_weights: their weights, 1 by default.
         row_weight: (N,) finite and not negative, not differentiated. ``"mean"`` divides by its sum.
         normalize: cosine similarity if True, dot products if False. Margins are in its units.
@@ -113,7 +114,7 @@ def info_nce(
         statistics: a function, such as a list's ``append``, that is called with the batch's
             :class:`Statistics` (accuracy, ranks, hardest negatives, ...), query to key and of the
             longest prefix. The backends ``cpu`` and ``torch`` gather them in the loss's own scan;
-            others, and compiled graphs, in one more matrix product.
+            others, compiled graphs, and losses on prefixes in one more matrix product.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the
@@ -159,19 +160,35 @@ def info_nce(
         workspace_bytes=workspace_bytes,
         precision=precision,
     )
-    summary = None if statistics is None else empty_summary(operands)
-    if matryoshka_dims is None and matryoshka_weights is None:
-        loss = _reduced(problem, operands, row_weight, reduction, backend, summary)
-    else:
-        prefixes = _prefixes(operands.query, matryoshka_dims, matryoshka_weights)
-        longest = max(dim for dim, _ in prefixes)
-        loss = operands.query.new_zeros((), dtype=operands.accumulation_dtype)
-        for dim, w in prefixes:
-            part = prefix(operands, dim)
-            asked = summary if dim == longest else None
-            loss = loss + w * _reduced(problem, part, row_weight, reduction, backend, asked)
-    if statistics is not None and summary is not None:
-        statistics(statistics_of(problem, operands, summary))
+    return reduced_softmax(
+        problem,
+        operands,
+        matryoshka_dims,
+        matryoshka_weights,
+        row_weight,
+        reduction,
+        backend,
+        statistics,
+    )
+
+
+def reduced_softmax(
+    problem: SimilarityProblem,
+    operands: Operands,
+    matryoshka_dims: Sequence[int] | None,
+    matryoshka_weights: Sequence[Number] | None,
+    row_weight: Tensor | None,
+    reduction: str,
+    backend: str | None,
+    statistics: Receiver | None = None,
+) -> Tensor:
+    """The problem's loss on its prefixes and reduced, both as :func:`info_nce` documents them."""
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    if statistics is None:
+        return _reduced(problem, operands, row_weight, reduction, backend)
+    summary = empty_summary(operands)
+    loss = _reduced(problem, operands, row_weight, reduction, backend, summary)
+    statistics(statistics_of(problem, operands, summary))
     return loss
 
 
@@ -181,7 +198,7 @@ def _reduced(
     row_weight: Tensor | None,
     reduction: str,
     backend: str | None,
-    summary: Tensor | None,
+    summary: Tensor | None = None,
 ) -> Tensor:
     weight: Tensor | float
     if row_weight is None:
@@ -222,26 +239,3 @@ def _checked_weight(row_weight: Tensor, query: Tensor) -> Tensor:
                 "not all of them 0"
             )
     return row_weight.detach()
-
-
-def _prefixes(
-    query: Tensor, dims: Sequence[int] | None, weights: Sequence[Number] | None
-) -> list[tuple[int, float]]:
-    if dims is None:
-        raise ValueError("matryoshka_weights: expected matryoshka_dims besides them, got none")
-    width = query.shape[1]
-    if (
-        not isinstance(dims, Sequence)
-        or not dims
-        or not all(type(dim) is int and 1 <= dim <= width for dim in dims)
-    ):
-        raise ValueError(f"matryoshka_dims: got {dims!r}, expected integers in [1, {width}]")
-    if weights is None:
-        return [(dim, 1.0) for dim in dims]
-    if len(weights) != len(dims):
-        raise ValueError(
-            f"matryoshka_weights: got {len(weights)} of them, expected {len(dims)}, one a prefix"
-        )
-    return [
-        (dim, check.number("matryoshka_weights", w)) for dim, w in zip(dims, weights, strict=True)
-    ]

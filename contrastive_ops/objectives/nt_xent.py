@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine import check
+from ..engine.problem import Operands, SimilarityProblem, one_set
 from ..engine.reductions import row_lse, score_sum
 from .arguments import (
     Number,
@@ -19,7 +22,9 @@ from .arguments import (
     softplus,
     temperature_or,
 )
-from .info_nce import info_nce
+from .info_nce import reduced_softmax
+from .matryoshka import weighted_sum, with_prefixes
+from .statistics import Receiver
 
 
 def nt_xent(
@@ -38,6 +43,7 @@ def nt_xent(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""NT-Xent: each view of a sample looks for its other views among all rows of all views.
 
@@ -45,8 +51,9 @@ def nt_xent(
                     \log \frac{e^{s_{ip}/T}}{\sum_{a \ne i} e^{s_{ia}/T}}
 
     over the V N rows of ``cat(views)``, with :math:`P_i` the V - 1 other views of row i's sample.
-    One set against itself, self left out; the (V N) x (V N) logits are never held. Loss and
-    gradients cost 3 matrix products (with ``positives_in_denominator=False`` 4).
+    One set against itself, self left out; the (V N) x (V N) logits are never held. They are
+    symmetric: loss and gradients cost 2 matrix products, 1.5 as far as ``workspace_bytes`` holds
+    half of them (backends without a kernel for that: 3).
 
     Args:
         view_a, view_b, *more: (N, D) each, row i of every one a view of sample i.
@@ -55,9 +62,10 @@ def nt_xent(
         positives_in_denominator: whether a positive's denominator counts the sample's other views.
             If not, each positive stands alone against the negatives (pytorch-metric-learning's
             NTXentLoss). Two views are the same either way.
-        margin, label_smoothing, false_negative_margin, matryoshka_dims, matryoshka_weights,
-        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`; the first five
-            need ``positives_in_denominator=True``.
+        margin, label_smoothing, false_negative_margin, statistics, matryoshka_dims,
+        matryoshka_weights, normalize, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; the first four need ``positives_in_denominator=True``,
+            and ``statistics`` take one product of their own.
         reduction: ``"mean"`` and ``"sum"`` over all V N rows, or ``"none"``, (V N,) view by view.
 
     Returns:
@@ -78,46 +86,47 @@ def nt_xent(
     view = row_ids(count, rows).repeat_interleave(n).unsqueeze(1)
     # The other views, in order from the next one on.
     others = (view + torch.arange(1, count, device=rows.device)) % count * n + sample.unsqueeze(1)
-    if positives_in_denominator:
-        every = row_ids(count * n, rows)
-        return info_nce(
-            rows,
-            rows,
-            temperature=temperature,
-            positives=others,
-            query_ids=every,
-            key_ids=every,
-            margin=margin,
-            label_smoothing=label_smoothing,
-            false_negative_margin=false_negative_margin,
-            matryoshka_dims=matryoshka_dims,
-            matryoshka_weights=matryoshka_weights,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
-        )
-    _refuse(
-        margin=margin,
-        label_smoothing=label_smoothing,
-        false_negative_margin=false_negative_margin,
-        matryoshka_dims=matryoshka_dims,
-        matryoshka_weights=matryoshka_weights,
-    )
     problem, operands = describe(
         rows,
         rows,
         temperature=temperature,
         normalize=normalize,
-        ids=sample,
         workspace_bytes=workspace_bytes,
     )
-    negatives = row_lse(problem, operands, backend)
-    alone = [
-        softplus(negatives - score_sum(problem, operands, column.unsqueeze(1)))
-        for column in others.unbind(1)
-    ]
-    return reduced(torch.stack(alone, 1).mean(1), reduction)
+    if positives_in_denominator:
+        limit = math.inf
+        if false_negative_margin is not None:
+            limit = check.number("false_negative_margin", false_negative_margin)
+        problem = problem._replace(
+            margin=check.number("margin", margin),
+            false_negative_margin=limit,
+            label_smoothing=check.number("label_smoothing", label_smoothing, 0.0, 1.0),
+        )
+        problem, operands = one_set(problem, operands._replace(positives=others))
+        return reduced_softmax(
+            problem,
+            operands,
+            matryoshka_dims,
+            matryoshka_weights,
+            None,
+            reduction,
+            backend,
+            statistics,
+        )
+    _refuse(
+        margin=margin,
+        label_smoothing=label_smoothing,
+        false_negative_margin=false_negative_margin,
+        statistics=statistics,
+    )
+
+    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
+        negatives = row_lse(*one_set(p, o, sample), backend)
+        positives = [score_sum(p, o, column.unsqueeze(1)) for column in others.unbind(1)]
+        return softplus(negatives.unsqueeze(1) - torch.stack(positives, 1)).mean(1)
+
+    on_prefixes = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    return reduced(weighted_sum(*on_prefixes, losses), reduction)
 
 
 def _refuse(**options: Any) -> None:

@@ -46,11 +46,11 @@ def statistics_of(problem: SimilarityProblem, operands: Operands, summary: Tenso
         width += operands.negatives.shape[0]
     if operands.own_negatives is not None:
         width += operands.own_negatives.shape[1]
-    candidates = torch.full_like(rows.count, width)
+    candidates = torch.full_like(rows.kept, width)
     if problem.in_batch:
         given = (positive_index(operands) >= 0).sum(1)
-        candidates = candidates + operands.key.shape[0] - given
-    every, kept = candidates.sum(), rows.count.sum()
+        candidates = candidates + (n - 1 if problem.one_set else operands.key.shape[0]) - given
+    every, kept = candidates.sum(), rows.kept.sum()
     return Statistics(
         accuracy=(rows.above == 0).to(dtype).sum() / n,
         rank=rows.above.to(torch.int64),

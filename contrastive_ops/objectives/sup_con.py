@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.problem import Operands, SimilarityProblem, one_set
 from ..engine.reductions import row_lse
 from ..engine.softmax_ce import softmax_ce
 from .arguments import (
@@ -16,12 +17,12 @@ from .arguments import (
     describe,
     matrices,
     reduced,
-    row_ids,
     shares,
     temperature_or,
 )
 from .arguments import labels as checked_labels
 from .classes import classes, mean_positive_logit, over_positives
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def sup_con(
@@ -32,6 +33,8 @@ def sup_con(
     scale: Number | Tensor | None = None,
     sum_over_positives: Literal["out", "in"] = "out",
     positives_in_denominator: bool = True,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -46,8 +49,8 @@ def sup_con(
     with :math:`P_i` the other rows of row i's class and
     :math:`Z_{ip} = \sum_{a \ne i} e^{s_{ia}/T}`, without the other positives if they are kept out
     of the denominator. The positives' mean logit is linear in the classes' sums, so ``"out"`` needs
-    no list of positive pairs: 3 matrix products, O(N D) memory. Every other form costs 4, and the
-    pairs within classes once more.
+    no list of positive pairs: 2 matrix products (of a symmetric matrix, one half is computed),
+    O(N D) memory. Every other form adds the pairs within classes.
 
     Args:
         embeddings: (N, D).
@@ -57,6 +60,8 @@ def sup_con(
         scale: 1 / T instead of ``temperature``; giving both is an error.
         sum_over_positives: whether the sum over positives is outside or inside the logarithm.
         positives_in_denominator: whether a positive's denominator counts the other positives.
+        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`: one pass for
+            the default form, one prefix after another for the others.
         normalize: cosine similarity if True, dot products if False.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
         backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
@@ -83,27 +88,36 @@ def sup_con(
         rows,
         temperature=temperature,
         normalize=normalize,
-        ids=row_ids(n, rows) if every and outside else label,
         workspace_bytes=workspace_bytes,
     )
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     found = classes(label)
     some = found.has_positive
     weight = shares(reduction, n, some)
-    if every and outside:
+    if every and outside:  # linear in the log-sum-exps
+
+        def mean_positive(p: SimilarityProblem, o: Operands) -> Tensor:
+            return mean_positive_logit(p, o, found)
+
+        alone = one_set(problem, operands)
+        positives = weighted_sum(problem, operands, mean_positive)
         if weight is None or n == 1:  # a single row has no candidate: log-sum-exp -inf
-            losses = row_lse(problem, operands, backend)
-            losses = torch.where(some, losses, 0.0) - mean_positive_logit(problem, operands, found)
+            losses = torch.where(some, row_lse(*alone, backend), 0.0) - positives
             return losses if weight is None else losses.sum()
         assert isinstance(weight, Tensor)
         weight = weight.to(operands.accumulation_dtype)
         none = torch.empty(n, 0, dtype=torch.int64, device=rows.device)
-        total = softmax_ce(problem, operands._replace(positives=none), weight, backend)
-        return total - (weight * mean_positive_logit(problem, operands, found)).sum()
-    negatives = row_lse(problem, operands, backend)
+        total = softmax_ce(alone[0], alone[1]._replace(positives=none), weight, backend)
+        return total - (weight * positives).sum()
     how = "log_sum" if every else ("mean_own" if outside else "log_sum_own")
-    losses = over_positives(how, problem, operands, found, negatives, weight, backend)
-    if outside:
-        return losses
-    # The logarithm's mean over positives, where `over_positives` has their sum.
-    spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
-    return losses + reduced(spread, reduction, some)
+
+    def loss(p: SimilarityProblem, o: Operands) -> Tensor:
+        negatives = row_lse(*one_set(p, o, label), backend)
+        losses = over_positives(how, p, o, found, negatives, weight, backend)
+        if outside:
+            return losses
+        # The logarithm's mean over positives, where `over_positives` has their sum.
+        spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
+        return losses + reduced(spread, reduction, some)
+
+    return weighted_sum(problem, operands, loss)

@@ -76,7 +76,9 @@ def test_against_the_oracle(name, backend, monkeypatch):
 @pytest.mark.parametrize("temperature", [0.01, 5.0])  # with and without maxima in the kernel
 def test_many_stripes_and_tiles(dtype, temperature, bounded_backend):
     n, m = 700, 810
-    q, k = (torch.randn(r, 24, generator=torch.Generator().manual_seed(r)).to(dtype) for r in (n, m))
+    q, k = (
+        torch.randn(r, 24, generator=torch.Generator().manual_seed(r)).to(dtype) for r in (n, m)
+    )
     k[600] = k[5]  # as close to query 5 as its own key: not above it
     seen = []
     options = {"backend": bounded_backend, "temperature": temperature, "statistics": seen.append}
