@@ -37,7 +37,7 @@ DType dtype_of(const Tensor& x) {
 // (contrastive_ops/engine/problem.py).
 struct Arguments {
   Tensor query, key;
-  MaybeTensor negatives, own_negatives, temperature, positives;
+  MaybeTensor negatives, own_negatives, temperature, bias, positives;
   MaybeTensor query_ids, key_ids, negative_ids, negative_bias, own_bias;
   MaybeTensor guide_query, guide_key, guide_negatives, guide_threshold;
   bool normalize, in_batch, symmetric;
@@ -47,6 +47,11 @@ struct Arguments {
   int64_t first_row;
   double label_smoothing;
   int64_t workspace_bytes;
+  bool one_set;
+  std::vector<int64_t> prefixes;
+  std::vector<double> prefix_weights;
+  std::string tile_map;
+  double offset;
 };
 
 void require(bool condition, const char* what) {
@@ -90,12 +95,13 @@ at::ScalarType accumulator() {
 // A matrix' stride between rows; that of a single row may be anything and is never used.
 int64_t row_stride(const Tensor& x) { return x.stride(-2); }
 
+// Nothing but Nones where prefixes do not fit one pass. Else
 // losses (N), row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
-// or None for each of query, key, negatives, own negatives, temperature.
+// or None for each of query, key, negatives, own negatives, temperature, bias.
 template <class Acc>
 std::vector<MaybeTensor> run_problem(
     Mode mode, bool statistics, const Arguments& a, const MaybeTensor& weight, double weight_all,
-    const std::array<bool, 5>& wanted, const MaybeTensor& row_stats,
+    const std::array<bool, 6>& wanted, const MaybeTensor& row_stats,
     const MaybeTensor& column_stats, const MaybeTensor& summary) {
   const at::ScalarType acc = accumulator<Acc>();
   const auto options = a.query.options();
@@ -104,9 +110,10 @@ std::vector<MaybeTensor> run_problem(
   Problem<Acc> p;
 
   require(a.query.dim() == 2 && a.key.dim() == 2, "query and key must be matrices");
-  const int64_t n = a.query.size(0), d = a.query.size(1), m = a.key.size(0);
+  const int64_t n = a.query.size(0), d = a.query.size(1);
+  const int64_t m = a.one_set ? n : a.key.size(0);
   const Tensor x = hold.rows(a.query, {n, d});
-  const Tensor y = hold.rows(a.key, {m, d});
+  const Tensor y = a.one_set ? x : hold.rows(a.key, {m, d});
   p.dtype = dtype_of(x);
   p.rows = n;
   p.dim = d;
@@ -123,6 +130,18 @@ std::vector<MaybeTensor> run_problem(
     p.scale = static_cast<Acc>(1.0 / a.temperature->item<double>());
   }
 
+  p.one_set = a.one_set;
+  require(a.tile_map.empty() || a.tile_map == "softplus", "unknown tile map");
+  p.pairwise = !a.tile_map.empty();
+  p.bias = static_cast<Acc>(a.bias ? a.bias->item<double>() : a.offset);
+
+  bool apart = false;
+  p.prefixes = a.prefixes.data();
+  p.prefix_weight = a.prefix_weights.data();
+  p.prefix_count = static_cast<int64_t>(a.prefixes.size());
+  p.prefixes_apart = &apart;
+  require(a.prefixes.size() == a.prefix_weights.size(), "prefixes without a weight each");
+
   p.id_pairs = a.query_ids ? a.query_ids->size(0) : 0;
   p.row_ids = hold.numbers<int64_t>(a.query_ids, at::kLong, {p.id_pairs, n});
 
@@ -135,7 +154,7 @@ std::vector<MaybeTensor> run_problem(
   p.keys.stride = row_stride(y);
   p.keys.scanned = a.in_batch;
   p.keys.thresholded = true;
-  p.keys.ids = hold.numbers<int64_t>(a.key_ids, at::kLong, {p.id_pairs, m});
+  p.keys.ids = hold.numbers<int64_t>(a.one_set ? a.query_ids : a.key_ids, at::kLong, {p.id_pairs, m});
   p.keys.guide = hold.numbers<float>(a.guide_key, at::kFloat, {m, p.guide_dim});
   p.false_negative_margin = static_cast<Acc>(a.false_negative_margin);
 
@@ -174,22 +193,21 @@ std::vector<MaybeTensor> run_problem(
   p.weight_all = static_cast<Acc>(weight_all);
 
   // Results.
-  const int64_t kinds = a.label_smoothing > 0 ? 3 : 1;
+  const int64_t kinds = a.label_smoothing > 0 ? 3 : p.pairwise ? 2 : 1;
   const int64_t columns = a.symmetric ? m : 0;
   Tensor losses = at::empty({n}, numbers), column_losses;
   const auto wide = options.dtype(at::kDouble);
   Tensor row, column;
+  const int64_t levels = p.prefix_count ? p.prefix_count : 1;
   const auto fill = [&](Stats& stats, Tensor& x, const MaybeTensor& given, int64_t count) {
-    x = given ? *given : at::empty({kinds, count}, wide);
-    require(x.sizes() == at::IntArrayRef({kinds, count}) && x.is_contiguous() &&
+    x = given ? *given : at::empty({levels * kinds, count}, wide);
+    require(x.sizes() == at::IntArrayRef({levels * kinds, count}) && x.is_contiguous() &&
                 x.scalar_type() == at::kDouble,
             "the statistics are not those of this problem's forward");
     double* data = x.mutable_data_ptr<double>();
     stats.lse = data;
-    if (kinds == 3) {
-      stats.sum = data + count;
-      stats.count = data + 2 * count;
-    }
+    if (kinds > 1) stats.sum = data + count;
+    if (kinds > 2) stats.count = data + 2 * count;
   };
   if (statistics) {
     fill(p.row, row, row_stats, n);
@@ -210,27 +228,30 @@ std::vector<MaybeTensor> run_problem(
     if (p.weight) p.weight = hold.numbers<Acc>(*weight / 2, acc, {n});
   }
 
-  std::vector<MaybeTensor> results(9);
+  std::vector<MaybeTensor> results(10);
   const bool gradients = mode != Mode::forward;
-  double temperature_grad = 0;
+  double temperature_grad = 0, bias_grad = 0;
   auto grad = [&](int which, at::IntArrayRef shape) -> void* {
     if (!gradients || !wanted[which]) return nullptr;
     results[4 + which] = at::empty(shape, options);
     return results[4 + which]->mutable_data_ptr();
   };
   p.x_grad = grad(0, {n, d});
-  p.keys.grad = grad(1, {m, d});
+  if (!a.one_set) p.keys.grad = grad(1, {m, d});
   if (a.negatives) p.negatives.grad = grad(2, {p.negatives.count, d});
   if (a.own_negatives) p.own.grad = grad(3, {n, p.own.count, d});
   if (gradients && wanted[4] && a.temperature) p.temperature_grad = &temperature_grad;
+  if (gradients && wanted[5] && a.bias) p.bias_grad = &bias_grad;
 
   {
     pybind11::gil_scoped_release release;
     run(p, mode);
   }
+  if (apart) return std::vector<MaybeTensor>(results.size());
 
   if (p.temperature_grad)
     results[8] = at::full({}, temperature_grad, a.temperature->options());
+  if (p.bias_grad) results[9] = at::full({}, bias_grad, a.bias->options());
   if (mode != Mode::backward) {
     const Acc* loss = p.loss;
     Acc* row_loss = p.loss;
@@ -252,21 +273,24 @@ std::vector<MaybeTensor> run_problem(
 
 std::vector<MaybeTensor> softmax_ce(
     int mode, Tensor query, Tensor key, MaybeTensor negatives, MaybeTensor own_negatives,
-    MaybeTensor temperature, MaybeTensor positives, MaybeTensor query_ids, MaybeTensor key_ids,
+    MaybeTensor temperature, MaybeTensor bias, MaybeTensor positives, MaybeTensor query_ids,
+    MaybeTensor key_ids,
     MaybeTensor negative_ids, MaybeTensor negative_bias, MaybeTensor own_bias,
     MaybeTensor guide_query, MaybeTensor guide_key, MaybeTensor guide_negatives,
     MaybeTensor guide_threshold, bool normalize, bool in_batch, bool symmetric, double scale,
     double margin, double false_negative_margin, int64_t group, double group_log_weight,
-    int64_t first_row, double label_smoothing, int64_t workspace_bytes, MaybeTensor weight,
-    double weight_all, std::array<bool, 5> wanted, MaybeTensor row_stats,
-    MaybeTensor column_stats, MaybeTensor summary) {
+    int64_t first_row, double label_smoothing, int64_t workspace_bytes, bool one_set,
+    std::vector<int64_t> prefixes, std::vector<double> prefix_weights, std::string tile_map,
+    double offset, MaybeTensor weight, double weight_all, std::array<bool, 6> wanted,
+    MaybeTensor row_stats, MaybeTensor column_stats, MaybeTensor summary) {
   require(first_row == 0, "first_row belongs to stripes of the torch backend");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Arguments a{
-      query, key, negatives, own_negatives, temperature, positives, query_ids, key_ids,
+      query, key, negatives, own_negatives, temperature, bias, positives, query_ids, key_ids,
       negative_ids, negative_bias, own_bias, guide_query, guide_key, guide_negatives,
       guide_threshold, normalize, in_batch, symmetric, scale, margin, false_negative_margin, group,
-      group_log_weight, first_row, label_smoothing, workspace_bytes};
+      group_log_weight, first_row, label_smoothing, workspace_bytes, one_set, std::move(prefixes),
+      std::move(prefix_weights), std::move(tile_map), offset};
   const auto run_as = query.scalar_type() == at::kDouble ? run_problem<double> : run_problem<float>;
   // The three modes of the kernel, and the loss alone.
   const bool loss_alone = mode == 3;

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import extension
-from .problem import NOTHING, Gradients, Operands, SimilarityProblem, Wanted, two_directions_fused
+from .problem import (
+    NOTHING,
+    Gradients,
+    NotServedError,
+    Operands,
+    SimilarityProblem,
+    Wanted,
+    two_directions_fused,
+)
 
 TAKES_HALF = False
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
+_MOST_PREFIXES = 32
 _READ = SimilarityProblem._fields.index("precision")
 """The kernel has the fields before this one; its products are float32 or exact."""
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
-    if problem.one_set or problem.prefixes or problem.tile_map:
+    if problem.prefixes and not _in_one_pass(problem, operands):
         return False
+    if problem.one_set:
+        return not (problem.tile_map or problem.symmetric)
+    if problem.tile_map:
+        plain = not (problem.symmetric or problem.label_smoothing)
+        return plain and operands.own_negatives is None
     return not problem.symmetric or two_directions_fused(problem, operands)
+
+
+def _in_one_pass(problem: SimilarityProblem, operands: Operands) -> bool:
+    """Whether prefixes take one pass over the rows: one direction, candidates without weights."""
+    dims = problem.prefixes
+    odd = operands.query.dtype == torch.bfloat16 and any(dim % 2 for dim in dims[:-1])
+    return (
+        not (odd or problem.symmetric or problem.one_set or problem.tile_map or problem.group)
+        and operands.own_negatives is None
+        and operands.negative_bias is None
+        and 1 < len(dims) <= _MOST_PREFIXES
+    )
 
 
 def forward(
@@ -32,9 +59,11 @@ def forward(
 def stats_shapes(
     problem: SimilarityProblem, operands: Operands
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Log-sum-exp; with smoothing also the kept logits' sum and count."""
-    kinds = 3 if problem.label_smoothing else 1
+    """Log-sum-exp, with smoothing also the kept logits' sum and count; or the sums of softplus
+    and sigmoid."""
+    kinds = 3 if problem.label_smoothing else 2 if problem.tile_map else 1
     columns = operands.key.shape[0] if problem.symmetric else 0
+    kinds *= max(1, len(problem.prefixes))
     return (kinds, operands.query.shape[0]), (kinds, columns)
 
 
@@ -77,15 +106,17 @@ def _run(
     if kernel is None:
         raise ValueError(f"backend 'cpu' cannot be used here: {reason}")
     tensor_weight = weight if isinstance(weight, Tensor) else None
-    return kernel.softmax_ce(
+    out = kernel.softmax_ce(
         mode,
-        *operands[:5],
-        *operands[6:],
-        *problem[:11],
+        *operands,
+        *problem[:_READ],
         tensor_weight,
         1.0 if tensor_weight is not None else weight,
-        wanted[:5],
+        wanted,
         row_stats,
         column_stats,
         summary,
     )
+    if problem.prefixes and all(x is None for x in out):
+        raise NotServedError
+    return out

@@ -8,12 +8,15 @@ kernel for them once the rest is split. What then is left unserved goes to the `
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from . import backends, chunked
 from .problem import (
     Gradients,
+    NotServedError,
     Operands,
     SimilarityProblem,
     Wanted,
@@ -44,11 +47,13 @@ class Kernels:
     def forward(
         self, problem: SimilarityProblem, operands: Operands
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) losses, and statistics; of a problem in parts these are empty."""
+        """(N,) losses, and statistics; those of a problem in parts are not read again."""
         if self.backend.serves(problem, operands):
-            return self.backend.forward(problem, operands, **self._asked())
-        none = torch.empty(0, dtype=torch.float64, device=operands.query.device)
-        return self._losses(problem, operands), none, none.clone()
+            with contextlib.suppress(NotServedError):
+                return self.backend.forward(problem, operands, **self._asked())
+        row, column = self.stats_shapes(problem, operands)
+        none = torch.empty(row, dtype=torch.float64, device=operands.query.device)
+        return self._losses(problem, operands), none, none.new_empty(column)
 
     def stats_shapes(
         self, problem: SimilarityProblem, operands: Operands
@@ -68,14 +73,19 @@ class Kernels:
         wanted: Wanted,
     ) -> Gradients:
         if self.backend.serves(problem, operands):
-            return self.backend.backward(problem, operands, row_stats, column_stats, weight, wanted)
+            with contextlib.suppress(NotServedError):
+                return self.backend.backward(
+                    problem, operands, row_stats, column_stats, weight, wanted
+                )
         return self.total(problem, operands, weight, wanted)[1]
 
     def total(
         self, problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
     ) -> tuple[Tensor, Gradients]:
         if self.backend.serves(problem, operands):
-            return self.backend.total(problem, operands, weight, wanted, **self._asked())
+            with contextlib.suppress(NotServedError):
+                return self.backend.total(problem, operands, weight, wanted, **self._asked())
+            return self._total_of_prefixes(problem, operands, weight, wanted)
         if self._by_prefix(problem, operands):
             return self._total_of_prefixes(problem, operands, weight, wanted)
         if problem.symmetric:
@@ -88,10 +98,11 @@ class Kernels:
 
     def _losses(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
         if self.backend.serves(problem, operands):
-            return self.backend.forward(problem, operands, **self._asked())[0]
+            with contextlib.suppress(NotServedError):
+                return self.backend.forward(problem, operands, **self._asked())[0]
+            return self._losses_of_prefixes(problem, operands)
         if self._by_prefix(problem, operands):
-            parts = [w * self._losses(p, o) for _, w, p, o in each_prefix(problem, operands)]
-            return torch.stack(parts).sum(0)
+            return self._losses_of_prefixes(problem, operands)
         if problem.symmetric:
             losses = self._losses(problem._replace(symmetric=False), operands)
             pairs = self._losses(*reversed_problem(problem, operands))
@@ -99,6 +110,10 @@ class Kernels:
         if problem.one_set:
             return self._losses(*two_sets(problem, operands))
         return chunked.forward(problem, operands)[0]
+
+    def _losses_of_prefixes(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
+        parts = [w * self._losses(p, o) for _, w, p, o in each_prefix(problem, operands)]
+        return torch.stack(parts).sum(0)
 
     def _by_prefix(self, problem: SimilarityProblem, operands: Operands) -> bool:
         if not problem.prefixes:

@@ -129,6 +129,10 @@ Wanted = tuple[bool, bool, bool, bool, bool, bool]
 NOTHING: Wanted = (False, False, False, False, False, False)
 
 
+class NotServedError(Exception):
+    """A backend found values for which the problem has to come in parts after all."""
+
+
 def scale_of(problem: SimilarityProblem, operands: Operands) -> Tensor | float:
     """1 / temperature, in the accumulation dtype where it is a tensor."""
     if operands.temperature is None:

@@ -11,7 +11,7 @@
 namespace contrastive_ops {
 namespace {
 
-constexpr size_t kept_bytes = size_t(64) << 20;
+constexpr size_t kept_bytes = size_t(256) << 20;
 constexpr size_t huge_page = size_t(2) << 20;
 
 // The size is written ahead of what callers see.

@@ -30,6 +30,7 @@ class Cursor {
     return p;
   }
   size_t used() const { return used_; }
+  bool is_real() const { return base_; }
 
  private:
   char* base_;

@@ -50,9 +50,34 @@ void check(const Problem<Acc>& p, Mode mode) {
     require(!p.positive && p.positives == 1, "two directions take key i as the positive of row i");
     require(p.keys.scanned && !p.keys.guide, "two directions need scanned keys without a guide");
   }
+  if (p.one_set) {
+    require(p.keys.y == p.x && p.keys.count == p.rows && p.keys.scanned, "one set has one matrix");
+    require(!p.two_directions && p.own.count == 0 && p.negatives.count == 0 && !p.keys.guide &&
+                !p.keys.grad,
+            "one set takes no other candidates, guide, or second direction");
+    require(p.positive || p.positives == 0, "one set takes its positives by index");
+  }
+  if (p.pairwise) {
+    require(!p.two_directions && !p.one_set && p.own.count == 0 && p.smoothing == 0,
+            "pairs that are not normalised have one direction and no smoothing");
+  }
+  if (p.prefix_count) {
+    require(p.prefixes && p.prefix_weight && p.prefixes_apart && p.prefix_count <= 32,
+            "prefixes need their arrays");
+    require(!p.two_directions && !p.one_set && !p.pairwise && p.own.count == 0 &&
+                !p.negatives.bias && p.negatives.group == 0,
+            "prefixes take one direction and no biases");
+    for (int64_t l = 0; l < p.prefix_count; ++l) {
+      require(p.prefixes[l] > (l ? p.prefixes[l - 1] : 0), "prefixes are not ascending");
+      require(p.prefixes[l] % 2 == 0 || p.dtype != DType::bfloat16 || l == p.prefix_count - 1,
+              "prefixes of bfloat16 rows are even");
+    }
+    require(p.prefixes[p.prefix_count - 1] == p.dim, "the last prefix is not the whole row");
+  }
   if (mode == Mode::backward) {
     require(p.row.lse, "a backward needs the rows' statistics");
     require(!p.two_directions || p.column.lse, "a backward needs the columns' statistics");
+    require(!p.pairwise || p.row.sum, "a pairwise backward needs the rows' sums");
     require(p.smoothing == 0 || (p.row.sum && p.row.count),
             "a backward with smoothing needs sums and counts");
     require(p.smoothing == 0 || !p.two_directions || (p.column.sum && p.column.count),

@@ -2,6 +2,12 @@
 
 namespace contrastive_ops {
 
+double close_pair(double logit, double weight, double* coefficient) {
+  const double x = -logit * ln2, e = std::exp(-std::fabs(x));
+  *coefficient = -weight * (x >= 0 ? 1 : e) / (1 + e);
+  return x == x ? (x > 0 ? x : 0) + std::log1p(e) : x;
+}
+
 template <class Acc>
 Closed close_row(const Negatives& negatives, const Acc* positive, const int64_t* index,
                  int64_t positives, double smoothing, double weight, double* coefficient) {

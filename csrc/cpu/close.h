@@ -44,6 +44,9 @@ struct Closed {
   double smooth;  // what smoothing takes off the coefficient of every kept candidate
 };
 
+// One pair that is a yes of its own: softplus(-l) of its logit, and its coefficient.
+double close_pair(double logit, double weight, double* coefficient);
+
 // `positive`: `positives` logits, those of a negative `index` skipped (null: none to skip).
 // Writes dL/dl * weight of the positives to `coefficient`, 0 for skipped ones.
 template <class Acc>

@@ -4,7 +4,11 @@
 // Partial sums of columns over the chunks of a stripe, added in order to those of earlier stripes.
 template <class S>
 void fold_column(const S& st, const Stripe& s, int64_t j) {
-  const int64_t chunks = divide_up(s.rows, st.chunk_rows);
+  int64_t chunks = divide_up(s.rows, st.chunk_rows);
+  if (st.p.one_set) {  // those above the diagonal
+    chunks = minimum(chunks, j / st.tile_columns - st.first_tile(s));
+    if (chunks < 0) return;
+  }
   const int64_t stride = st.keys.tiles * st.tile_columns;
   LogSum sum;
   double logits = 0, count = 0;
@@ -26,13 +30,28 @@ Negatives negatives_of_row(const S& st, const Stripe& s, int64_t local) {
   const int64_t own_count = st.p.own.count;
   LogSum sum;
   Negatives out{0, 0, 0};
-  for (int64_t t = 0; t < st.tiles; ++t) {
+  int64_t first = 0;
+  if (st.p.one_set) {  // left of the diagonal, the row was a column
+    first = st.first_tile(s) + local / st.tile_columns;
+    sum = st.column_sum[s.begin + local];
+    if (st.p.smoothing > 0) {
+      out.logit_sum = st.column_logits[s.begin + local];
+      out.count = st.column_count[s.begin + local];
+    }
+  }
+  for (int64_t t = first; t < st.tiles; ++t) {
     const int64_t at = t * st.rows + local;
+    if (st.p.pairwise) {
+      out.lse += double(st.part_sum[at]);
+      out.logit_sum += double(st.part_max[at]);
+      continue;
+    }
     sum.add(st.bounded ? 0 : double(st.part_max[at]), double(st.part_sum[at]));
     if (st.p.smoothing == 0) continue;
     out.logit_sum += double(st.part_logits[at]) * ln2;
     out.count += double(st.part_count[at]);
   }
+  if (st.p.pairwise) return out;
   for (int64_t h = 0; h < own_count; ++h) {
     const double t = double(st.own_logit[(s.begin + local) * own_count + h]);
     if (t == -infinity<double>) continue;
@@ -88,8 +107,31 @@ Closed close(const S& st, int64_t i, const Negatives& negatives, double* coeffic
                    double(p.smoothing), double(st.weight(i)), coefficient);
 }
 
+// Without a softmax a row needs its weight only; `row_lse` holds the row's part of the bias's
+// gradient, without its positives.
+template <class S>
+void close_pairs(const S& st, int64_t i, const Negatives& negatives, bool first_time) {
+  using Acc = typename S::Acc;
+  const auto& p = st.p;
+  const double weight = double(st.weight(i)), offset = double(p.bias) * log2e;
+  double loss = negatives.lse * ln2;
+  for (int64_t k = 0; k < p.positives; ++k) {
+    const int64_t at = i * p.positives + k;
+    double* coefficient = st.positive_coefficient + at;
+    *coefficient = 0;
+    if (st.positive_index(i, k) < 0) continue;
+    loss += close_pair(double(st.positive_logit[at]) + offset, weight, coefficient);
+  }
+  st.softmax[i] = {Acc(weight), 0, 0};
+  st.row_lse[i] = weight * negatives.logit_sum;
+  if (!first_time) return;
+  if (p.loss) p.loss[i] = Acc(loss);
+  report(p.row, i, negatives);
+}
+
 template <class S>
 void close_query(const S& st, int64_t i, const Negatives& negatives, bool first_time) {
+  if (st.p.pairwise) return close_pairs(st, i, negatives, first_time);
   const Closed closed = close(st, i, negatives, st.positive_coefficient + i * st.p.positives);
   st.row_lse[i] = closed.lse;
   st.softmax[i] = softmax_of(st, closed, double(st.weight(i)));
@@ -142,12 +184,26 @@ void close_columns(const S& st, bool first_time, F&& negatives) {
   });
 }
 
+// One set: what a row is to the columns above the diagonal, it is as a column to the rows.
+template <class S>
+void close_as_columns(const S& st) {
+  using Acc = typename S::Acc;
+  for (int64_t j = 0; j < st.keys.tiles * st.tile_columns; ++j) {
+    const RowSoftmax<Acc> none{0, infinity<Acc>, 0};
+    const RowSoftmax<Acc>& softmax = j < st.p.rows ? st.softmax[j] : none;
+    st.column_factor[j] = softmax.factor;
+    st.column_lse[j] = softmax.lse;
+    st.column_smooth[j] = softmax.smooth;
+  }
+}
+
 // The start of a backward: from the statistics that a forward left.
 template <class S>
 void close_given(const S& st) {
   for_each_closing(st, st.p.rows, [&](int64_t i) {
     close_query(st, i, given_negatives(st.p.row, i), false);
   });
+  if (st.p.one_set) return close_as_columns(st);
   if (!st.two) return;
   close_columns(st, false, [&](int64_t j) { return given_negatives(st.p.column, j); });
 }

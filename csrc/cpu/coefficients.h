@@ -80,6 +80,7 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
   using Acc = typename S::Acc;
   const bool smoothing = st.p.smoothing > 0;
   const int64_t columns = round_up(tile.count, lanes<Acc>);
+  const int64_t rows = st.rows_of(stripe, tile, true);
   const ColumnSoftmax<Acc> column = {st.column_factor + tile.begin, st.column_lse + tile.begin,
                                      st.column_smooth + tile.begin};
   const auto at = [&](int64_t r, int64_t j) {
@@ -89,7 +90,7 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
                                            smoothing);
   };
   if constexpr (!S::pairs) {
-    for (int64_t r = 0; r < stripe.rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       for (int64_t j = 0; j < columns; j += lanes<Acc>) store(out + r * tile_stride + j, at(r, j));
     }
   } else {
@@ -98,8 +99,8 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
     for (int64_t j = 0; j < columns; ++j) {
       post[j] = j < tile.count ? tile.side->scale[tile.begin + j].post : Acc(1);
     }
-    for (int64_t r = 0; r < stripe.rows; r += 2) {
-      const bool odd = r + 1 == stripe.rows;  // then the second row is one of zeros
+    for (int64_t r = 0; r < rows; r += 2) {
+      const bool odd = r + 1 == rows;  // then the second row is one of zeros
       const auto* x = st.x_scale + stripe.begin + r;
       Vec<Acc> a[most_columns / lanes<Acc>], b[most_columns / lanes<Acc>] = {};
       int vectors = 0;

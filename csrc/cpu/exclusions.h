@@ -13,15 +13,16 @@ struct Strip {
   typename S::Acc* s;
 };
 
-// Similarities to logits in units of log 2, without biases.
+// Similarities `from` to logits in units of log 2, without biases.
 template <class S>
-void scale_strip(const Strip<S>& strip, const typename S::Acc* column_post) {
+void scale_strip(const Strip<S>& strip, const typename S::Acc* from,
+                 const typename S::Acc* column_post) {
   using Acc = typename S::Acc;
   for (int64_t r = 0; r < strip.rows; ++r) {
     Acc* s = strip.s + r * tile_stride;
     const Acc factor = strip.st.c * strip.st.x_scale[strip.row + r].post;
     for (int64_t j = 0; j < strip.columns; j += lanes<Acc>) {
-      store(s + j, load(s + j) * factor * load(column_post + j));
+      store(s + j, load(from + r * tile_stride + j) * factor * load(column_post + j));
     }
   }
 }
@@ -118,6 +119,16 @@ void exclude_positives(const Strip<S>& strip) {
   }
 }
 
+// One set: a row is no candidate of its own.
+template <class S>
+void exclude_self(const Strip<S>& strip) {
+  using Acc = typename S::Acc;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t j = strip.row + r - strip.tile.begin;
+    if (uint64_t(j) < uint64_t(strip.tile.count)) strip.s[r * tile_stride + j] = -infinity<Acc>;
+  }
+}
+
 // ---- what a task prepares once for its tile
 
 template <class S>
@@ -136,7 +147,7 @@ void tile_terms(const S& st, const Tile<typename S::Acc>& tile, TileTerms<S>& te
   const bool full = tile.count % lanes<Acc> == 0;
   terms.biased = block.bias || !full;
   terms.thresholded = st.thresholds() && block.thresholded;
-  terms.plain = !S::pairs && !terms.biased && !terms.thresholded && !block.ids && !block.guide &&
+  terms.plain = !S::pairs && !st.is_level && !terms.biased && !terms.thresholded && !block.ids && !block.guide &&
                 block.group == 0;
   if (terms.plain) return;
   const int64_t columns = round_up(tile.count, lanes<Acc>);

@@ -98,16 +98,35 @@ void finish_query(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* 
   using E = typename S::Elem;
   finish_own(st, i, dx, buffer);
   if (!dx) return;
+  if (st.p.one_set && i >= st.tile_columns) {  // from above the diagonal
+    const Acc* above = st.keys.grad_sum + i * st.p.dim;
+    for_each_vector<Acc>(st.p.dim, [&](int64_t k, auto n) {
+      store_first<Acc>(dx + k, load_first<Acc>(dx + k, n) + load_first<Acc>(above + k, n), n);
+    });
+  }
   for (int64_t k = 0; k < st.p.positives; ++k) {
     const int64_t j = st.positive_index(i, k);
     if (j < 0) continue;
+    double coefficient = st.positive_coefficient[i * st.p.positives + k];
+    for (int64_t back = 0; st.p.one_set && back < st.p.positives; ++back) {
+      if (st.positive_index(j, back) != i) continue;
+      coefficient += st.positive_coefficient[j * st.p.positives + back];
+    }
     add_row(dx, st.candidate_row(st.keys, j), st.p.dim,
-            Acc(st.positive_coefficient[i * st.p.positives + k] *
-                double(st.keys.scale[j].unit())));
+            Acc(coefficient * double(st.keys.scale[j].unit())));
   }
   E* out = st.p.x_grad ? static_cast<E*>(st.p.x_grad) + i * st.p.dim : nullptr;
   st.row_dot[i] = finish_row(dx, st.x_row(i), st.p.dim, st.x_scale[i].unit(), st.p.normalize,
                              st.p.scale, out);
+}
+
+// Pairwise: the sum of all coefficients.
+template <class S>
+double bias_gradient(const S& st) {
+  double sum = 0;
+  for (int64_t i = 0; i < st.p.rows; ++i) sum += st.row_lse[i];
+  for (int64_t e = 0; e < st.p.rows * st.p.positives; ++e) sum += st.positive_coefficient[e];
+  return sum;
 }
 
 // With l = s / T - margin / T for positives, d total / dT = -1/T * sum of P l; and the sum of P s
@@ -125,6 +144,7 @@ double temperature_gradient(const S& st) {
     for (int64_t i = 0; p.own.count && i < p.rows; ++i) dots += st.own_dot[i];
   }
   for (int64_t e = 0; e < p.rows * p.positives; ++e) positives += st.positive_coefficient[e];
+  if (p.one_set) dots /= 2;  // every pair is in the gradients of both its rows
   const double scale = double(p.scale);
   return -scale * scale * (dots - double(p.margin) * positives);
 }

@@ -19,6 +19,7 @@ namespace {
 #include "gradients.h"
 #include "prologue.h"
 #include "closing.h"
+#include "prefixes.h"
 #include "kernel.h"
 }  // namespace
 }  // namespace contrastive_ops

@@ -2,6 +2,7 @@
 // that nothing of it is compiled for that target.
 #pragma once
 #include <cstdint>
+#include <new>
 #include <type_traits>
 #include <utility>
 

@@ -21,16 +21,29 @@ class Kernel {
 
   void run() {
     measure(st);
+    if (p.prefix_count) {
+      if (!measure_levels(st)) {
+        *p.prefixes_apart = true;
+        return;
+      }
+      for (int64_t l = 0; l < p.prefix_count; ++l) st.level[l].bounded = st.bounded;
+      fill_column_posts(st);
+    }
     prepare();
     if (st.mode == Mode::backward) {
-      close_given(st);
+      for_each_level([&](const S& level) { close_given(level); });
     } else {
       scan_sweep();
     }
+    if (p.prefix_count && st.mode != Mode::backward) sum_level_losses(st);
     if (!st.gradients) return;
     if (!st.fused) gradient_sweep();
     finish_lookups();
-    if (p.temperature_grad) *p.temperature_grad = temperature_gradient(st);
+    if (p.temperature_grad) {
+      *p.temperature_grad =
+          p.prefix_count ? level_temperature_gradient(st) : temperature_gradient(st);
+    }
+    if (p.bias_grad) *p.bias_grad = bias_gradient(st);
   }
 
  private:
@@ -38,6 +51,13 @@ class Kernel {
   const Problem<Acc>& p;
 
   static constexpr double multiply_add_ns = 0.02;
+
+  // The state that has the statistics: of every prefix, or the only one.
+  template <class F>
+  void for_each_level(F&& f) const {
+    if (p.prefix_count == 0) return f(st);
+    for (int64_t l = 0; l < p.prefix_count; ++l) f(st.level[l]);
+  }
 
   // Positives, and packing as far as it is done once and for the first stripe: in one list of
   // tasks, because a small problem has no time for three.
@@ -54,7 +74,9 @@ class Kernel {
       if (task < first) return queries(task);
       if (task < second) return candidates(task - first);
       const int64_t begin = (task - second) * batch, end = minimum(p.rows, begin + batch);
-      for (int64_t i = begin; i < end; ++i) measure_positives(st, i);
+      for_each_level([&](const S& level) {
+        for (int64_t i = begin; i < end; ++i) measure_positives(level, i);
+      });
     });
   }
 
@@ -83,16 +105,17 @@ class Kernel {
     for (int64_t index = 0; index < st.stripes; ++index) {
       const Stripe s = st.stripe(index);
       if (index > 0) pack_queries(s, st.fused);
-      scan(s, 0, st.tiles, st.fused || (st.gradients && st.is_kept(s)));
+      scan(s, st.first_tile(s), st.tiles, st.fused || (st.gradients && st.is_kept(s)));
       if (st.two) {
         for_each_closing(st, p.keys.count, [&](int64_t j) { fold_column(st, s, j); });
       }
-      close_rows(st, s);
+      for_each_level([&](const S& level) { close_rows(level, s); });
       if (!st.fused) continue;
       candidates(s, 0, st.tiles);
       queries(s, 0, st.tiles);
       finish_queries(s);
     }
+    if (p.one_set) return close_as_columns(st);
     if (st.two) close_columns(st, true, [&](int64_t j) { return negatives_of_column(st, j); });
   }
 
@@ -101,7 +124,7 @@ class Kernel {
       const Stripe s = st.stripe(index);
       // What prepare() packed is still there, unless other stripes came between.
       if (index > 0 || (st.mode == Mode::both && st.stripes > 1)) pack_queries(s, true);
-      for (int64_t t = 0; t < st.tiles; t += st.step_tiles) {
+      for (int64_t t = st.first_tile(s); t < st.tiles; t += st.step_tiles) {
         const int64_t end = minimum(st.tiles, t + st.step_tiles);
         if (!st.is_kept(s)) scan(s, t, end, true);
         candidates(s, t, end);
@@ -128,6 +151,16 @@ class Kernel {
       const double ns = multiply_add_ns * double(s.rows * count * st.tile_columns * p.dim);
       st.tasks(count * chunks, ns, [&](int64_t task, int worker) {
         const int64_t local = task / chunks, t = first + local;
+        if (st.is_below(s, t, task % chunks)) return;
+        if constexpr (std::is_same_v<Kept, Acc>) {
+          if (p.prefix_count) {
+            const auto plane = [&](int64_t l) {
+              return keep ? st.work_tile(t - begin, int(l)) : nullptr;
+            };
+            return scan_prefixes(st, s, t, task % chunks, st.x_strips, st.yt_tile(panel + local),
+                                 plane, worker);
+          }
+        }
         Kept* kept = keep ? st.template scanned_tile<Kept>(s, t - begin, 0) : nullptr;
         Kept* column_kept = kept;
         if (keep && st.column_plane) {
@@ -154,6 +187,7 @@ class Kernel {
       }
       PackCandidates<S>{st, t, t + 1, true, false, yt}(0);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (st.is_below(s, t, chunk)) break;
         scan_chunk<S, Kept>(st, s, t, chunk, strips, yt, nullptr, nullptr, worker);
       }
     });
@@ -167,9 +201,12 @@ class Kernel {
     const double ns = multiply_add_ns * double(s.rows * tiles * st.tile_columns * p.dim);
     st.tasks(tiles, ns, [&](int64_t local, int) {
       const Tile<Acc> tile = st.tile(begin + local);
-      Acc* coefficients = st.coefficient_tile(s, local);
-      write_any(s, tile, local, coefficients);
-      if (tile.side->grad_sum) add_candidates(s, tile, coefficients);
+      if (p.prefix_count) {
+        write_level_coefficients(st, s, tile, local);
+      } else {
+        write_any(s, tile, local, st.coefficient_tile(s, local));
+      }
+      if (tile.side->grad_sum) add_candidates(s, tile, local);
     });
   }
 
@@ -191,18 +228,27 @@ class Kernel {
   }
 
   // dY += P^T X for the columns of a tile; all of their gradient after the last stripe.
-  void add_candidates(const Stripe& s, const Tile<Acc>& tile, Acc* coefficients) const {
-    const int64_t depth = divide_up(s.rows, P::pack);
+  void add_candidates(const Stripe& s, const Tile<Acc>& tile, int64_t local) const {
+    const int64_t panel_depth = divide_up(s.rows, P::pack);
+    const int64_t rows = st.rows_of(s, tile, false), depth = divide_up(rows, P::pack);
+    if (rows <= 0) return;
     Acc* sum = tile.side->grad_sum + tile.begin * p.dim;
-    for (int64_t d = 0; d < p.dim; d += micro_columns<Acc>) {
-      const Unit* panel = st.x_panels + d * depth;
-      const int64_t width = minimum<int64_t>(micro_columns<Acc>, p.dim - d);
+    for (int64_t i = 0; i < st.piece_count; ++i) {
+      const Piece& piece = st.pieces[i];
+      const int64_t d = piece.panel, width = minimum<int64_t>(micro_columns<Acc>, p.dim - d);
+      const Unit* panel = st.x_panels + piece.offset * panel_depth;
+      Acc* coefficients = coefficients_of(s, local, piece);
       for (int64_t j = 0; j < tile.count; j += column_part<P>) {
         multiply_panel<P, 1, P::pack * tile_stride>(
             coefficients_by_column<P>(coefficients, j), minimum(column_part<P>, tile.count - j),
-            panel, depth, sum + j * p.dim + d, p.dim, width, s.index > 0,
-            panel + micro_columns<Acc> * depth);
+            panel, depth, sum + j * p.dim + d, p.dim, width, s.index > 0 || piece.begin > d,
+            panel + micro_columns<Acc> * panel_depth);
       }
+    }
+    if (p.one_set) return;  // finish_query has the rest
+    if (p.prefix_count) {
+      if (s.last) finish_level_candidates(st, *tile.side, tile.begin, tile.count);
+      return;
     }
     if (tile.side == &st.keys) add_positive_queries(st, s.begin, s.rows, tile.begin, tile.count);
     if (s.last) finish_candidates(st, *tile.side, tile.begin, tile.count);
@@ -217,10 +263,21 @@ class Kernel {
       st.tasks(divide_up(count, batch), 0.5 * double(count * p.dim), [&](int64_t task, int) {
         const int64_t begin = task * batch, some = minimum(batch, count - begin);
         __builtin_memset(side->grad_sum + begin * p.dim, 0, size_t(some * p.dim) * sizeof(Acc));
+        if (p.prefix_count) {
+          for (int64_t l = 0; l < p.prefix_count; ++l) {
+            for (int64_t j = begin; j < begin + some; ++j) st.level[l].keys.dot[j] = 0;
+          }
+          return finish_level_candidates(st, *side, begin, some);
+        }
         if (side == &st.keys) add_positive_queries(st, 0, p.rows, begin, some);
         finish_candidates(st, *side, begin, some);
       });
     }
+  }
+
+  // A tile's coefficients for some columns of the rows.
+  Acc* coefficients_of(const Stripe& s, int64_t local, const Piece& piece) const {
+    return p.prefix_count ? st.work_tile(local, int(piece.level)) : st.coefficient_tile(s, local);
   }
 
   // ---- queries
@@ -240,18 +297,21 @@ class Kernel {
         const int64_t row = task % row_tasks * task_rows, rows = minimum(task_rows, s.rows - row);
         const int64_t d_begin = task / row_tasks * task_columns;
         const int64_t d_end = minimum(d_begin + task_columns, st.dim_padded);
-        for (int64_t t = first; t < first + count;) {
+        const int64_t row_first = st.first_tile(s) + (p.one_set ? row / st.tile_columns : 0);
+        for (int64_t t = maximum(first, row_first); t < first + count;) {
           const int64_t columns = st.tile(t).count, run = equal_tiles(t, first + count);
           const int64_t depth = divide_up(columns, P::pack);
-          const Acc* tile = st.coefficient_tile(s, t - begin);
           const Unit* y = st.y_tile(panel + t - first);
           const Runs runs{run, st.tile_size(), st.y_size()};
-          for (int64_t d = d_begin; d < d_end; d += panel_columns) {
-            const int64_t width = minimum(panel_columns, st.dim_padded - d);
+          for (int64_t i = 0; i < st.piece_count; ++i) {
+            const Piece& piece = st.pieces[i];
+            const int64_t d = piece.panel, width = minimum(panel_columns, st.dim_padded - d);
+            if (d < d_begin || d >= d_end) continue;
+            const Acc* tile = coefficients_of(s, t - begin, piece);
             multiply_panel<P, tile_stride, 1>(
-                coefficients_by_row<P>(tile, row), rows, y + d * depth, depth,
-                st.dx + row * st.dim_padded + d, st.dim_padded, width, t > 0,
-                y + (d + width) * depth, runs);
+                coefficients_by_row<P>(tile, row), rows, y + piece.offset * depth, depth,
+                st.dx + row * st.dim_padded + d, st.dim_padded, width,
+                t > row_first || piece.begin > d, y + (piece.offset + width) * depth, runs);
           }
           t += run;
         }
@@ -278,6 +338,10 @@ class Kernel {
       for (int64_t r = task * batch; r < end; ++r) {
         Acc* dx = st.need_x ? st.dx + r * st.dim_padded : nullptr;
         if (dx && st.tiles == 0) __builtin_memset(dx, 0, size_t(st.dim_padded) * sizeof(Acc));
+        if (p.prefix_count) {
+          finish_level_query(st, s.begin + r, r, dx);
+          continue;
+        }
         finish_query(st, s.begin + r, dx, st.own_buffer + worker * st.dim_padded);
       }
     });

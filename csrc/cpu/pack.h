@@ -161,25 +161,30 @@ inline void pack_strip(F&& row, int64_t count, int64_t dim, typename P::Unit* ou
   }
 }
 
-// Columns [begin, end) of count rows, as they lie, to panels [row unit][micro_columns]; `begin` is
-// a multiple of micro_columns, the last panel of dim columns narrower if that is enough.
+// A piece of count rows, as they lie, to a panel [row unit][micro_columns]; the last panel of dim
+// columns is narrower if that is enough.
 template <class P, class F>
-inline void pack_panels(F&& row, int64_t count, int64_t dim, int64_t begin, int64_t end,
-                        typename P::Unit* out) {
+inline void pack_piece(F&& row, int64_t count, int64_t dim, const Piece& piece,
+                       typename P::Unit* out) {
   using Acc = typename P::Acc;
   using Unit = typename P::Unit;
   constexpr int n = lanes<Acc>;
   const int64_t units = divide_up(count, P::pack);
+  const int64_t width = panel_width<Acc>(dim - piece.panel);
+  out += piece.offset * units;
   for (int64_t u = 0; u < units; ++u) {
-    for (int64_t d = begin; d < end; d += n) {
-      const int64_t panel = d / micro_columns<Acc> * micro_columns<Acc>;
-      Unit* to = out + panel * units + u * panel_width<Acc>(dim - panel) + (d - panel);
-      const int64_t left = minimum<int64_t>(n, dim - d);
+    for (int64_t d = piece.panel; d < piece.panel + width; d += n) {
+      Unit* to = out + u * width + (d - piece.panel);
+      const int64_t before = maximum<int64_t>(0, piece.begin - d);
+      const int64_t count_d = minimum<int64_t>(n, piece.end - d) - before;
       const auto get = [&](int64_t i) {
-        if (i >= count) return Vec<Acc>{};
+        if (i >= count || count_d <= 0) return Vec<Acc>{};
         const auto r = row(i);
-        return (left == n ? load_as<Acc>(r.data + d) : load_part<Acc>(r.data + d, left)) *
-               r.element;
+        using Elem = std::remove_cv_t<std::remove_reference_t<decltype(*r.data)>>;
+        if (count_d == n) return load_as<Acc>(r.data + d) * r.element;
+        Elem part[n] = {};
+        __builtin_memcpy(part + before, r.data + d + before, size_t(count_d) * sizeof(Elem));
+        return load_as<Acc>(part) * r.element;
       };
       if constexpr (P::pack == 1) {
         store(to, get(u));

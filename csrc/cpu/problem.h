@@ -48,6 +48,7 @@ struct Own {
 // accumulator: a log-sum-exp of 100 in float32 would put 4e-6 of error on every probability.
 struct Stats {
   double* lse = nullptr;            // lse_neg; -inf where no candidate is left
+                                    // pairwise: the negatives' sum of softplus, and of sigmoid in `sum`
   double* sum = nullptr;            // sum of the kept negatives' logits   (smoothing only, else null)
   double* count = nullptr;          // how many of them                    (smoothing only, else null)
 };
@@ -93,6 +94,24 @@ struct Problem {
   // the rows. Explicit negatives do not take part in it.
   bool two_directions = false;
 
+  // One set against itself: `keys` is `x`, scanned, and row i left out of its own candidates.
+  // Positives are mutual, `row_ids` are the ids of both sides, and x_grad is the whole gradient.
+  bool one_set = false;
+
+  // No softmax: L_i = sum over positives of softplus(-l_ip) + sum over the rest of softplus(l_ij),
+  // with `bias` added to every logit. One direction, no smoothing, no own negatives.
+  bool pairwise = false;
+  Acc bias = 0;
+
+  // The sum over prefixes of the rows, ascending and ending with dim, of prefix_weight times the loss
+  // on that prefix alone; none: whole rows. One direction, one block each, no biases, not pairwise;
+  // bfloat16 takes even ones. Statistics come prefix by prefix. `prefixes_apart` is set, and nothing
+  // else written, where a prefix is so short beside its row that one scale cannot serve both.
+  const int64_t* prefixes = nullptr;
+  const double* prefix_weight = nullptr;
+  int64_t prefix_count = 0;
+  bool* prefixes_apart = nullptr;
+
   const Acc* weight = nullptr;      // (rows): dL/dL_i (and dL/d column loss i); null: all `weight_all`
   Acc weight_all = 1;
   int64_t workspace_bytes = 0;      // what may be kept besides inputs, outputs and O(N + M) numbers
@@ -101,11 +120,12 @@ struct Problem {
   // temperature_grad, for loss total = sum_i weight_i * L_i (+ sum_j weight_j * column loss_j).
   Acc* loss = nullptr;              // (rows): L_i
   Acc* column_loss = nullptr;       // (rows): two_directions only
-  Stats row;                        // (rows)
+  Stats row;                        // (rows); with prefixes (prefix_count, kinds, rows)
   Stats column;                     // (keys.count), two_directions only
   void* x_grad = nullptr;           // (rows, dim) contiguous, Problem::dtype; null: frozen
   double* summary = nullptr;        // (summary_numbers, rows), with the losses; null: not wanted
   double* temperature_grad = nullptr;  // one number: d total / d temperature; null: not wanted
+  double* bias_grad = nullptr;         // likewise, pairwise only
 };
 
 enum class Mode {

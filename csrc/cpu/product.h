@@ -30,6 +30,14 @@ constexpr int micro_rows = ISA_MICRO_ROWS;
 template <class T>
 constexpr int micro_columns = 2 * lanes<T>;
 
+// Columns [begin, end) of the rows as the products of gradients take them: panel `panel` of
+// micro_columns, and zeros in it outside of them. A panel that a prefix ends in is several pieces,
+// each with the coefficients of its level.
+struct Piece {
+  int64_t panel, begin, end, level;
+  int64_t offset;  // of its packed columns
+};
+
 // Where the sum over k continues: `count` runs of `depth` units, so that a tile boundary need not
 // be a pass over C.
 struct Runs {

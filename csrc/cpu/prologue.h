@@ -90,13 +90,13 @@ void measure(S& st) {
     const double y = maximum(st.keys.tiles ? longest<S>(st.keys.scale, key_count) : 0,
                              st.negatives.tiles ? longest<S>(st.negatives.scale, negative_count)
                                                 : 0);
-    st.bounded = st.is_bounded(longest<S>(st.x_scale, p.rows), y);
+    st.bounded = p.pairwise || st.is_bounded(longest<S>(st.x_scale, p.rows), y);
   }
 }
 
 // ---- packing, as lists of tasks that may be run together
 
-constexpr int64_t panel_task_columns = 128;
+constexpr int64_t panel_task_pieces = 4;
 
 // Strips of a stripe's rows for the scan, and panels of them for dY.
 template <class S>
@@ -109,15 +109,16 @@ struct PackQueries {
 
   int64_t strips() const { return st.direct ? 0 : divide_up(s.rows, micro_rows); }
   int64_t count() const {
-    return strips() + (panels ? divide_up(st.dim_padded, panel_task_columns) : 0);
+    return strips() + (panels ? divide_up(st.piece_count, panel_task_pieces) : 0);
   }
   double nanoseconds() const { return 0.2 * double(s.rows * st.p.dim); }
 
   void operator()(int64_t task) const {
     if (task >= strips()) {
-      const int64_t begin = (task - strips()) * panel_task_columns;
-      pack_panels<P>(rows_from(s.begin), s.rows, st.p.dim, begin,
-                     minimum(begin + panel_task_columns, st.p.dim), st.x_panels);
+      const int64_t begin = (task - strips()) * panel_task_pieces;
+      for (int64_t i = begin; i < minimum(begin + panel_task_pieces, st.piece_count); ++i) {
+        pack_piece<P>(rows_from(s.begin), s.rows, st.p.dim, st.pieces[i], st.x_panels);
+      }
       return;
     }
     const int64_t row = task * micro_rows, count = minimum<int64_t>(micro_rows, s.rows - row);
@@ -165,7 +166,9 @@ struct PackCandidates {
     const int64_t local = task / kinds(), dim = st.p.dim;
     const auto tile = st.tile(begin + local);
     if (!yt || task % kinds() > 0) {
-      pack_panels<P>(rows_from(tile, 0), tile.count, dim, 0, dim, st.y_tile(local));
+      for (int64_t i = 0; i < st.piece_count; ++i) {
+        pack_piece<P>(rows_from(tile, 0), tile.count, dim, st.pieces[i], st.y_tile(local));
+      }
       return;
     }
     for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {

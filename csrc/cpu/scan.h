@@ -6,8 +6,9 @@
 // the worker's scratch so that a tile's packed panels stay in the second-level cache.
 constexpr int64_t scan_depth = 1024;
 
+// `from` has the similarities; it is strip.s unless they are needed again.
 template <class S, class Kept>
-void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerms<S>& terms,
+void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::Acc* column_s, const TileTerms<S>& terms,
                 const typename S::Acc* guide_panels, int64_t chunk, bool first, Kept* kept,
                 Kept* column_kept) {
   using Acc = typename S::Acc;
@@ -31,9 +32,10 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
       if (block.guide) exclude_by_guide(view, guide_panels);
     }
     if (tile.side == &st.keys) exclude_positives(view);
+    if (st.p.one_set) exclude_self(view);
   };
   if (!terms.plain) {
-    scale_strip(strip, terms.post);
+    scale_strip(strip, from, terms.post);
     factor = 1;
   }
   if (own_columns) {
@@ -42,6 +44,12 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
   }
   leave_out(strip.s, false);
   if (st.p.summary) summarise_strip(strip, factor);
+
+  if (st.p.pairwise) {
+    const int64_t at = tile.index * st.rows + (strip.row - strip.stripe.begin);
+    return pairwise_statistics(strip.s, factor, Acc(double(st.p.bias) * log2e), strip.rows,
+                               strip.columns, st.part_sum + at, st.part_max + at, kept);
+  }
 
   const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
   const int64_t at_column = chunk * st.keys.tiles * st.tile_columns + tile.begin;
@@ -62,6 +70,11 @@ void scan_strip(const Strip<S>& strip, typename S::Acc* column_s, const TileTerm
                                     first,
                                     kept,
                                     column_kept};
+  if constexpr (std::is_same_v<Kept, Acc>) {
+    if (st.is_level && st.bounded) {
+      return bounded_logits<Acc>(strip.s, strip.rows, strip.columns, out.row_sum, kept);
+    }
+  }
   const int planes = own_columns ? 2 : by_columns ? 1 : 0;
   if (st.bounded) {
     const auto run = planes == 0   ? bounded_statistics<0, Acc, Kept>
@@ -125,8 +138,53 @@ void scan_chunk(const S& st, const Stripe& stripe, int64_t tile_index, int64_t c
     }
     if (!deep && !st.direct) multiply(row, rows, 0, s);
     const Strip<S> strip{st, stripe, tile, stripe.begin + row, rows, columns, s};
-    scan_strip<S, Kept>(strip, column_s, terms, guide_panels, chunk, row == begin,
+    scan_strip<S, Kept>(strip, s, column_s, terms, guide_panels, chunk, row == begin,
                         kept ? kept + row * tile_stride : nullptr,
                         column_kept ? column_kept + row * tile_stride : nullptr);
+  }
+}
+
+// The same for prefixes: the sum over k halts at each, and the strip goes through its statistics.
+// `kept(l)` is the tile's first row in the plane of prefix l, or null.
+template <class S, class Kept>
+void scan_prefixes(const S& st, const Stripe& stripe, int64_t tile_index, int64_t chunk,
+                   const typename S::Unit* strips, const typename S::Unit* yt, Kept&& kept,
+                   int worker) {
+  using Acc = typename S::Acc;
+  using P = typename S::Policy;
+  const int64_t begin = chunk * st.chunk_rows;
+  const int64_t end = minimum(begin + st.chunk_rows, stripe.rows);
+  const Tile<Acc> tile = st.tile(tile_index);
+  const int64_t columns = round_up(tile.count, lanes<Acc>);
+  Acc* sums = st.scratch + worker * 2 * st.scratch_size();
+  Acc* s = sums + st.scratch_size();
+  Acc* guide_panels = nullptr;
+  if (tile.side->block->guide) {
+    guide_panels = st.guide_panels + worker * st.p.guide_dim * st.tile_columns;
+    pack_guide_tile(st, tile, guide_panels);
+  }
+  for (int64_t l = 0, k = 0; l < st.p.prefix_count; ++l) {
+    const S& level = st.level[l];
+    const Tile<Acc> level_tile = level.tile(tile_index);
+    TileTerms<S> terms;
+    tile_terms(level, level_tile, terms);
+    Acc* plane = kept(l);
+    const int64_t k_end = divide_up(level.p.dim, P::pack);
+    for (int64_t row = begin; row < end; row += micro_rows) {
+      const int64_t rows = minimum<int64_t>(micro_rows, end - row);
+      const auto* x = strips + row / micro_rows * st.strip_size() + k * micro_rows;
+      Acc* sum = sums + (row - begin) * tile_stride;
+      for (int64_t j = 0; j < tile.count; j += micro_columns<Acc>) {
+        const int64_t width = panel_width<Acc>(tile.count - j);
+        const auto* panel = yt + j * st.depth + k * width;
+        multiply_panel<P, 1, micro_rows>(x, rows, panel, k_end - k, sum + j, tile_stride, width,
+                                         k > 0, panel + st.depth * width);
+      }
+      const Strip<S> strip{level, stripe, level_tile, stripe.begin + row, rows, columns, s};
+      Acc* rows_kept = plane ? plane + row * tile_stride : nullptr;
+      scan_strip<S, Acc>(strip, sum, s, terms, guide_panels, chunk, row == begin, rows_kept,
+                         rows_kept);
+    }
+    k = k_end;
   }
 }

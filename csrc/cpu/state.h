@@ -37,6 +37,13 @@ struct State : Plan<E, P> {
   LogSum* column_sum;
   double *column_logits, *column_count;
   Acc *column_factor, *column_lse, *column_smooth;
+  // ---- prefixes: the state of each, which shares packed operands and tiles with the whole
+  State* level = nullptr;
+  double level_weight = 1;
+  bool is_level = false, *level_served;
+  Acc* column_post;  // [tile][column]
+  Piece* pieces;
+  int64_t piece_count = 0;
   // ---- a stripe's partial sums, [tile][row] and [chunk][column]
   Acc *part_max, *part_sum, *part_logits, *part_count;
   Acc *column_part_max, *column_part_sum, *column_part_logits, *column_part_count;
@@ -58,7 +65,9 @@ struct State : Plan<E, P> {
   static const E* candidate_row(const Side<Acc>& side, int64_t j) {
     return static_cast<const E*>(side.block->y) + j * side.block->stride;
   }
-  Acc weight(int64_t i) const { return p.weight ? p.weight[i] : p.weight_all; }
+  Acc weight(int64_t i) const {
+    return (p.weight ? p.weight[i] : p.weight_all) * Acc(level_weight);
+  }
   int64_t positive_index(int64_t row, int64_t k) const {
     return p.positive ? p.positive[row * p.positives + k] : row;
   }
@@ -79,9 +88,9 @@ struct State : Plan<E, P> {
   template <class Kept>
   Kept* scanned_tile(const Stripe& s, int64_t local, int plane) const {
     if (!this->is_kept(s)) return reinterpret_cast<Kept*>(work_tile(local, plane));
-    const int64_t slot = s.index - (this->stripes - this->kept_stripes);
+    const int64_t before = this->kept_before(s.index) * this->planes();
     return static_cast<Kept*>(kept_tiles) +
-           ((slot * this->planes() + plane) * this->tiles + local) * this->tile_size();
+           (before + plane * this->tiles_of(s) + local) * this->tile_size();
   }
   // Where the tile's coefficients go: over the numbers they come from, unless those are shorter.
   Acc* coefficient_tile(const Stripe& s, int64_t local) const {
@@ -99,9 +108,13 @@ struct State : Plan<E, P> {
     for (Side<Acc>* side : {&this->keys, &this->negatives}) {
       if (!side->block) continue;
       const int64_t count = side->block->count;
-      const bool wanted = gradients && side->block->grad;
       side->scale = cursor.take<RowScale<Acc>>(count);
-      if (!wanted) continue;
+      if (gradients && p.one_set) {
+        side->grad_sum = std::is_same_v<E, Acc> && p.x_grad ? static_cast<Acc*>(p.x_grad)
+                                                           : cursor.take<Acc>(count * p.dim);
+        continue;
+      }
+      if (!gradients || !side->block->grad) continue;
       side->grad_sum = std::is_same_v<E, Acc> ? static_cast<Acc*>(side->block->grad)
                                               : cursor.take<Acc>(count * p.dim);
       side->dot = cursor.take<double>(count);
@@ -125,7 +138,7 @@ struct State : Plan<E, P> {
 
     const int64_t partials = this->tiles * this->rows;
     const int64_t column_partials = this->stripe_chunks() * padded;
-    part_max = cursor.take<Acc>(this->bounded ? 0 : partials);
+    part_max = cursor.take<Acc>(this->bounded && !p.pairwise ? 0 : partials);
     part_sum = cursor.take<Acc>(partials);
     part_logits = cursor.take<Acc>(smoothing ? partials : 0);
     part_count = cursor.take<Acc>(smoothing ? partials : 0);
@@ -135,24 +148,80 @@ struct State : Plan<E, P> {
     column_part_count = cursor.take<Acc>(smoothing ? column_partials : 0);
 
     part_summary = cursor.take<RowSummary<Acc>>(p.summary ? partials : 0);
-
+    layout_pieces(cursor);
     const int64_t row_units = divide_up(this->rows, P::pack);
     strips_packed = cursor.take<bool>(this->packers());
     x_strips = cursor.take<Unit>(this->packers() * this->strips_size());
-    x_panels = cursor.take<Unit>(this->need_candidates() ? row_units * this->dim_padded : 0);
+    x_panels = cursor.take<Unit>(this->need_candidates() ? row_units * this->panel_columns : 0);
     yt_panels = cursor.take<Unit>((this->apart ? this->packers() : this->panel_tiles) * this->yt_size());
     y_panels = cursor.take<Unit>(this->need_x ? this->panel_tiles * this->y_size() : 0);
     guide_rows = cursor.take<Acc>(p.guide_dim * round_up(this->rows, micro_rows));
     const bool work = gradients && (this->kept16 || this->kept_stripes < this->stripes);
     const int64_t tile_numbers = this->tile_size() * this->planes();
     work_tiles = cursor.take<Acc>(work ? this->step_tiles * tile_numbers : 0);
-    kept_tiles = cursor.take<char>(this->kept_stripes * this->tiles * tile_numbers *
+    kept_tiles = cursor.take<char>(this->kept_before(this->stripes) * tile_numbers *
                                    this->kept_bytes());
     dx = cursor.take<Acc>(this->need_x ? this->rows * this->dim_padded : 0);
 
     const int64_t workers = this->workers;
-    scratch = cursor.take<Acc>(workers * scratch_size() * this->planes());
+    const int64_t scratches = this->column_plane || p.prefix_count ? 2 : 1;
+    scratch = cursor.take<Acc>(workers * scratch_size() * scratches);
     guide_panels = cursor.take<Acc>(workers * p.guide_dim * this->tile_columns);
     own_buffer = cursor.take<Acc>(p.own.count ? workers * this->dim_padded : 0);
+    layout_levels(cursor);
+  }
+
+ private:
+  void layout_pieces(Cursor& cursor) {
+    constexpr int64_t width = micro_columns<Acc>;
+    pieces = cursor.take<Piece>(divide_up(p.dim, width) + p.prefix_count);
+    if (!cursor.is_real()) return;
+    int64_t level = 0, offset = 0;
+    for (int64_t begin = 0; begin < p.dim;) {
+      const int64_t panel = begin / width * width;
+      while (level < p.prefix_count && p.prefixes[level] <= begin) ++level;
+      int64_t end = minimum(panel + width, p.dim);
+      if (p.prefix_count) end = minimum(end, p.prefixes[level]);
+      pieces[piece_count++] = {panel, begin, end, level, offset};
+      offset += panel_width<Acc>(p.dim - panel);
+      begin = end;
+    }
+  }
+
+  // What a prefix has of its own: scales, positives, statistics, and sums of P s.
+  void layout_levels(Cursor& cursor) {
+    level = cursor.take<State>(p.prefix_count);
+    const int64_t counted = p.rows + p.keys.count + p.negatives.count;
+    level_served = cursor.take<bool>(p.prefix_count ? counted : 0);
+    const int64_t n = p.rows, partials = this->tiles * this->rows;
+    for (int64_t l = 0; l < p.prefix_count; ++l) {
+      State part(*this);
+      part.is_level = true;
+      part.level_weight = p.prefix_weight[l];
+      part.p.dim = p.prefixes[l];
+      part.x_scale = cursor.take<RowScale<Acc>>(n);
+      for (Side<Acc>* side : {&part.keys, &part.negatives}) {
+        if (!side->block) continue;
+        side->scale = cursor.take<RowScale<Acc>>(side->block->count);
+        side->dot = cursor.take<double>(side->block->count);
+      }
+      part.column_post = cursor.take<Acc>(this->tiles * this->tile_columns);
+      part.positive_logit = cursor.take<Acc>(n * p.positives);
+      part.positive_coefficient = cursor.take<double>(n * p.positives);
+      part.threshold = cursor.take<Acc>(n);
+      part.row_lse = cursor.take<double>(n);
+      part.row_dot = cursor.take<double>(n);
+      part.softmax = cursor.take<RowSoftmax<Acc>>(n);
+      part.part_max = cursor.take<Acc>(partials);
+      part.part_sum = cursor.take<Acc>(partials);
+      part.part_logits = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
+      part.part_count = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
+      part.p.loss = cursor.take<Acc>(n);
+      const int64_t skip = l * (p.row.count ? 3 : 1) * n;
+      for (double** stats : {&part.p.row.lse, &part.p.row.sum, &part.p.row.count}) {
+        if (*stats) *stats += skip;
+      }
+      if (level) new (&level[l]) State(part);
+    }
   }
 };

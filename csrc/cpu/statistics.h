@@ -39,6 +39,20 @@ void bounded_statistics(const Acc* s, const Acc* column_s, Acc factor, int64_t r
   }
 }
 
+// Bounded, but the logits are kept.
+template <class Acc>
+void bounded_logits(const Acc* t, int64_t rows, int64_t columns, Acc* row_sum, Acc* kept) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Vec<Acc> sum = {};
+    for (int64_t j = 0; j < columns; j += lanes<Acc>) {
+      const Vec<Acc> v = load(t + r * tile_stride + j);
+      sum += exp2(v);
+      if (kept) store(kept + r * tile_stride + j, v);
+    }
+    row_sum[r] = Acc(sum_lanes<Acc>(sum));
+  }
+}
+
 // Columns of a strip into running (max, sum).
 template <class Acc, class Kept>
 void running_column_statistics(const Acc* t, int64_t rows, int64_t columns,
@@ -89,6 +103,30 @@ void maximum_statistics(Acc* s, Acc* column_s, Acc factor, int64_t rows, int64_t
       }
     }
     running_column_statistics(column_s, rows, columns, out);
+  }
+}
+
+// No softmax: the sums of softplus (in units of log 2) and of sigmoid over each row; the sigmoids,
+// which are the gradient already, are kept.
+template <class Acc, class Kept>
+void pairwise_statistics(const Acc* s, Acc factor, Acc offset, int64_t rows, int64_t columns,
+                         Acc* softplus_sum, Acc* sigmoid_sum, Kept* kept) {
+  using V = Vec<Acc>;
+  const V one = splat(Acc(1));
+  for (int64_t r = 0; r < rows; ++r) {
+    V softplus = {}, sigmoid = {};
+    for (int64_t j = 0; j < columns; j += lanes<Acc>) {
+      const V t = load(s + r * tile_stride + j) * factor + offset;
+      const V e = exp2(t > 0 ? -t : t);
+      const V reciprocal = one / ((e + 1) * (e + 2));  // one division for both
+      const V share = reciprocal * (e + 2), u = reciprocal * (e + 1) * e;
+      const V slope = t > 0 ? share : e * share;
+      softplus += log2_of_ratio<Acc>(u) + (t < 0 ? V{} : t);
+      sigmoid += slope;
+      if (kept) store_as(kept + r * tile_stride + j, slope);
+    }
+    softplus_sum[r] = Acc(sum_lanes<Acc>(softplus));
+    sigmoid_sum[r] = Acc(sum_lanes<Acc>(sigmoid));
   }
 }
 

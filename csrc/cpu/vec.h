@@ -155,6 +155,33 @@ inline Vec<T> exp2_fraction(Vec<T> f) {
   return p * f + T(1);
 }
 
+// log2(1 + e) = u q(u^2) with u = e / (2 + e), for e on [0, 1]: minimax fits of q.
+template <class T>
+struct Log2Fit;
+template <>
+struct Log2Fit<float> {  // relative error 4.0e-9
+  static constexpr float coefficient[] = {2.8853900932046075f, 0.96179161588251696f,
+                                          0.57743739539429302f, 0.403386236323197178f,
+                                          0.406527404032755933f};
+};
+template <>
+struct Log2Fit<double> {  // relative error 1.3e-18
+  static constexpr double coefficient[] = {
+      2.88539008177792682,  0.961796693925967923, 0.57707801635833129,  0.412198582728758516,
+      0.320598925236246856, 0.262307058252613325, 0.221982226853830037, 0.191879917418974749,
+      0.174742827073543091, 0.119969925835518172, 0.246124731354393114};
+};
+
+template <class T>
+inline Vec<T> log2_of_ratio(Vec<T> u) {
+  constexpr int n = sizeof(Log2Fit<T>::coefficient) / sizeof(T);
+  const Vec<T> square = u * u;
+  Vec<T> q = splat(Log2Fit<T>::coefficient[n - 1]);
+#pragma GCC unroll 12
+  for (int i = n - 2; i >= 0; --i) q = q * square + Log2Fit<T>::coefficient[i];
+  return q * u;
+}
+
 // 2^x; 0 below the normal numbers, inf from 2^emax on, NaN for NaN.
 #if ISA_AVX512
 inline Vec<float> exp2(Vec<float> x) {

@@ -1,0 +1,259 @@
+// Losses on prefixes of the rows, in one pass over them: a prefix's similarity is a partial sum of
+// the whole one, times both inverse norms of the prefix.
+//
+// The scan keeps every prefix's logits t in a plane of its own. With P = dL/dlogit of prefix l and
+// its scales u_i, u_j (from packed rows to the prefix's unit rows), the entries of a row that lie
+// between prefixes g - 1 and g have the coefficients
+//
+//   A_g = sum over l >= g of P_l u_i u_j                           in place of plane g
+//
+// and what projecting takes off them is the packed row times
+//
+//   K_g = sum over l >= g of u_i^2 <P_l, s_l>,   <P_l, s_l> the sum of P s over a row (or column).
+#pragma once
+
+// The scales of a prefix' rows besides the packed ones. False where they are out of range.
+template <class S>
+bool prefix_scale(const S& level, const RowScale<typename S::Acc>& whole,
+                  const typename S::Elem* row, RowScale<typename S::Acc>& out) {
+  using Acc = typename S::Acc;
+  const double norm = row_norm<Acc>(row, level.p.dim);
+  out = {whole.element, 1, Acc(norm)};
+  if (!level.p.normalize) return true;
+  out.post = norm > 0 ? Acc(1 / (norm * double(whole.element))) : Acc(0);
+  constexpr double least = sizeof(Acc) == 4 ? 0x1p-40 : 0x1p-400;
+  return norm == 0 || norm >= double(whole.norm) * least;
+}
+
+// Scales of all prefixes. False where one scale cannot serve a row and its prefix.
+template <class S>
+bool measure_levels(const S& st) {
+  constexpr int64_t batch = 64;
+  const auto& p = st.p;
+  const int64_t key_count = p.keys.count, count = p.rows + key_count + p.negatives.count;
+  const int64_t tasks = divide_up(count, batch);
+  bool* served = st.level_served;
+  st.tasks(tasks, 0.1 * double(count * p.dim), [&](int64_t task, int) {
+    bool all = true;
+    for (int64_t i = task * batch; i < minimum(count, (task + 1) * batch); ++i) {
+      for (int64_t l = 0; l < p.prefix_count; ++l) {
+        const S& level = st.level[l];
+        int64_t j = i;
+        if (j < p.rows) {
+          all &= prefix_scale(level, st.x_scale[j], st.x_row(j), level.x_scale[j]);
+        } else {
+          const bool key = (j -= p.rows) < key_count;
+          if (!key) j -= key_count;
+          const auto &whole = key ? st.keys : st.negatives, &part = key ? level.keys : level.negatives;
+          all &= prefix_scale(level, whole.scale[j], st.candidate_row(whole, j), part.scale[j]);
+        }
+      }
+    }
+    served[task] = all;
+  });
+  bool all = true;
+  for (int64_t task = 0; task < tasks; ++task) all &= served[task];
+  return all;
+}
+
+// The columns' scales, tile by tile; 0 for the padding of a tile that is not full.
+template <class S>
+void fill_column_posts(const S& st) {
+  for (int64_t t = 0; t < st.tiles; ++t) {
+    const auto tile = st.tile(t);
+    for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+      const S& level = st.level[l];
+      const auto& side = tile.side == &st.keys ? level.keys : level.negatives;
+      for (int64_t j = 0; j < st.tile_columns; ++j) {
+        level.column_post[t * st.tile_columns + j] =
+            j < tile.count ? side.scale[tile.begin + j].post : 0;
+      }
+    }
+  }
+}
+
+// L_i from the prefixes' losses.
+template <class S>
+void sum_level_losses(const S& st) {
+  for (int64_t i = 0; st.p.loss && i < st.p.rows; ++i) {
+    double sum = 0;
+    for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+      sum += st.level[l].level_weight * double(st.level[l].p.loss[i]);
+    }
+    st.p.loss[i] = typename S::Acc(sum);
+  }
+}
+
+// From the kept logits of all planes of a tile to its coefficients A, and the tile's part of the
+// sums of P t over rows and columns.
+template <class S>
+void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<typename S::Acc>& tile,
+                              int64_t local) {
+  using Acc = typename S::Acc;
+  using V = Vec<Acc>;
+  constexpr int n = lanes<Acc>;
+  constexpr int most = most_columns / n;
+  const bool smoothing = st.p.smoothing > 0;
+  const int vectors = int(divide_up(tile.count, n));
+  const V left_out = splat(-infinity<Acc>);
+  const bool is_key = tile.side == &st.keys;
+  [[maybe_unused]] Acc ones[most_columns];
+  for (Acc& one : ones) one = 1;
+  // Rows outside, levels within: the sums A of a row (a pair of rows) stay at hand.
+  const auto add_level = [&](const S& level, int64_t r, const Acc* plane, V* a, V* columns) {
+    const auto& softmax = level.softmax[stripe.begin + r];
+    const V x_post = splat(level.x_scale[stripe.begin + r].post);
+    const Acc* y_post = level.column_post + tile.index * st.tile_columns;
+    V row_sum = {};
+    for (int v = 0; v < vectors; ++v) {
+      const V t = load(plane + r * tile_stride + v * n);
+      V p = exp2(t - softmax.lse) * softmax.factor;
+      const auto out = t == left_out;
+      if (smoothing) p -= out ? V{} : splat(softmax.smooth);
+      const V product = out ? V{} : p * t;
+      row_sum += product;
+      columns[v] += product;
+      a[v] += p * x_post * load(y_post + v * n);
+    }
+    level.part_sum[tile.index * st.rows + r] = Acc(sum_lanes<Acc>(row_sum));
+  };
+  V columns[most_prefixes][most] = {};
+  for (int64_t r = 0; r < stripe.rows; r += S::Policy::pack) {
+    V a[most] = {};
+    [[maybe_unused]] V b[most] = {};
+    for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
+      Acc* plane = st.work_tile(local, int(l));
+      add_level(st.level[l], r, plane, a, columns[l]);
+      if constexpr (S::Policy::pack == 1) {
+        for (int v = 0; v < vectors; ++v) store(plane + r * tile_stride + v * n, a[v]);
+      } else {
+#if ISA_BF16
+        if (r + 1 < stripe.rows) add_level(st.level[l], r + 1, plane, b, columns[l]);
+        write_pairs(a, b, vectors, Acc(1), Acc(1), ones, plane, r);
+#endif
+      }
+    }
+  }
+  for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+    const auto& side = is_key ? st.level[l].keys : st.level[l].negatives;
+    for (int64_t j = 0; j < tile.count; ++j) {
+      const double before = stripe.index > 0 ? side.dot[tile.begin + j] : 0;
+      side.dot[tile.begin + j] = before + double(columns[l][j / n][j % n]) / double(st.c);
+    }
+  }
+}
+
+// Calls f(level, begin, end) for the stretches of a row between prefixes.
+template <class S, class F>
+void for_each_stretch(const S& st, F&& f) {
+  for (int64_t l = 0, begin = 0; l < st.p.prefix_count; ++l) {
+    f(l, begin, st.p.prefixes[l]);
+    begin = st.p.prefixes[l];
+  }
+}
+
+// Positive k of row i is row j of the keys: calls f(level, coefficient, similarity) from the last
+// prefix down and then adds its part of A, times the packed row, to `sum`.
+template <class S, class F>
+void add_level_positive(const S& st, int64_t i, int64_t k, int64_t j, typename S::Acc* sum,
+                        const typename S::Elem* row, typename S::Acc element, F&& f) {
+  using Acc = typename S::Acc;
+  const int64_t at = i * st.p.positives + k;
+  double a[most_prefixes], total = 0;
+  for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
+    const S& level = st.level[l];
+    const double coefficient = level.positive_coefficient[at];
+    total += coefficient * double(level.x_scale[i].post) * double(level.keys.scale[j].post);
+    a[l] = total;
+    f(l, coefficient,
+      double(level.positive_logit[at]) / double(st.c) + double(st.p.margin));
+  }
+  for_each_stretch(st, [&](int64_t l, int64_t begin, int64_t end) {
+    add_row(sum + begin, row + begin, end - begin, Acc(a[l] * double(element)));
+  });
+}
+
+// From the sums over A to the gradient of an input row; `sum` may be `out`. `dot(l)` and `post(l)`
+// are the row's <P_l, s_l> and scale.
+template <class S, class Dot, class Post>
+void finish_level_row(const S& st, const typename S::Acc* sum, const typename S::Elem* row,
+                      typename S::Acc element, Dot&& dot, Post&& post, typename S::Elem* out) {
+  using Acc = typename S::Acc;
+  double along[most_prefixes], total = 0;
+  for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
+    if (st.p.normalize) total += dot(l) * double(post(l)) * double(post(l));
+    along[l] = total;
+  }
+  for_each_stretch(st, [&](int64_t l, int64_t begin, int64_t end) {
+    const Acc a = Acc(along[l]) * element, factor = st.p.scale * element;
+    for_each_vector<Acc>(end - begin, [&](int64_t k, auto n) {
+      const Vec<Acc> y = load_first<Acc>(row + begin + k, n);
+      store_first<Acc>(out + begin + k, (load_first<Acc>(sum + begin + k, n) - y * a) * factor, n);
+    });
+  });
+}
+
+// The end of candidates [begin, begin + count) of a side, with the rows they are positives of.
+template <class S>
+void finish_level_candidates(const S& st, const Side<typename S::Acc>& side, int64_t begin,
+                             int64_t count) {
+  using E = typename S::Elem;
+  const bool is_key = &side == &st.keys;
+  const auto part = [&](int64_t l) -> const auto& {
+    return is_key ? st.level[l].keys : st.level[l].negatives;
+  };
+  for (int64_t i = 0; is_key && i < st.p.rows; ++i) {
+    for (int64_t k = 0; k < st.p.positives; ++k) {
+      const int64_t j = st.positive_index(i, k);
+      if (uint64_t(j - begin) >= uint64_t(count)) continue;
+      add_level_positive(st, i, k, j, side.grad_sum + j * st.p.dim, st.x_row(i),
+                         st.x_scale[i].element, [&](int64_t l, double c, double s) {
+                           part(l).dot[j] += c * s;
+                         });
+    }
+  }
+  for (int64_t j = begin; j < begin + count; ++j) {
+    finish_level_row(
+        st, side.grad_sum + j * st.p.dim, st.candidate_row(side, j), side.scale[j].element,
+        [&](int64_t l) { return part(l).dot[j]; },
+        [&](int64_t l) { return part(l).scale[j].post; },
+        static_cast<E*>(side.block->grad) + j * st.p.dim);
+  }
+}
+
+// The end of row i, row `local` of its stripe; `dx` null: only the sums of P s are wanted.
+template <class S>
+void finish_level_query(const S& st, int64_t i, int64_t local, typename S::Acc* dx) {
+  using E = typename S::Elem;
+  for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+    const S& level = st.level[l];
+    double sum = 0;
+    for (int64_t t = 0; t < st.tiles; ++t) sum += double(level.part_sum[t * st.rows + local]);
+    level.row_dot[i] = sum / double(st.c);
+  }
+  for (int64_t k = 0; k < st.p.positives; ++k) {
+    const int64_t j = st.positive_index(i, k);
+    if (j < 0) continue;
+    add_level_positive(st, i, k, j, dx, st.candidate_row(st.keys, j), st.keys.scale[j].element,
+                       [&](int64_t l, double c, double s) { st.level[l].row_dot[i] += c * s; });
+  }
+  if (!st.p.x_grad) return;
+  finish_level_row(
+      st, dx, st.x_row(i), st.x_scale[i].element,
+      [&](int64_t l) { return st.level[l].row_dot[i]; },
+      [&](int64_t l) { return st.level[l].x_scale[i].post; },
+      static_cast<E*>(st.p.x_grad) + i * st.p.dim);
+}
+
+template <class S>
+double level_temperature_gradient(const S& st) {
+  double sum = 0;
+  for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+    const S& level = st.level[l];
+    for (int64_t i = 0; i < st.p.rows; ++i) sum += level.row_dot[i];
+    for (int64_t e = 0; e < st.p.rows * st.p.positives; ++e) {
+      sum -= double(st.p.margin) * level.positive_coefficient[e];
+    }
+  }
+  return -double(st.p.scale) * double(st.p.scale) * sum;
+}
