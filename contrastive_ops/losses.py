@@ -34,7 +34,7 @@ class Temperature(nn.Module):
         self.low = check.positive_number("min_temperature", low)
         self.high = check.positive_number("max_temperature", high)
         self.log_scale: nn.Parameter | None = None
-        if learnable:
+        if check.flag("learnable_temperature", learnable):
             if not self.low <= self.initial <= self.high:
                 raise ValueError(
                     f"temperature: got {initial!r}, expected it in [min_temperature, "

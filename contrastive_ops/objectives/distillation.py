@@ -85,11 +85,11 @@ def similarity_divergence(
         if x.shape[0] != like.shape[0]:
             raise ValueError(f"{name}: got {x.shape[0]} rows, expected {like.shape[0]}")
     q, k, tq, tk = (wide(x) for x in (query, key, *teacher))
-    if detach_teacher:
+    if check.flag("detach_teacher", detach_teacher):
         tq, tk = tq.detach(), tk.detach()
-    if normalize:
+    if check.flag("normalize", normalize):
         q, k, tq, tk = (unit_rows(x) for x in (q, k, tq, tk))
-    tq = tq.to(q.dtype) * inverse_temperature(teacher_temperature, q)
+    tq = tq.to(q.dtype) * inverse_temperature(teacher_temperature, q, "teacher_temperature")
     return stripe_losses(
         _divergence_rows,
         (q * inverse_temperature(temperature, q), tq, row_ids(q.shape[0], q)),
@@ -98,7 +98,7 @@ def similarity_divergence(
         backend=backend,
         workspace_bytes=workspace_bytes,
         divergence=divergence,
-        exclude_self=bool(exclude_self),
+        exclude_self=check.flag("exclude_self", exclude_self),
     )
 
 
@@ -129,7 +129,7 @@ def similarity_mse(
         if x.shape[0] != like.shape[0]:
             raise ValueError(f"{name}: got {x.shape[0]} rows, expected {like.shape[0]}")
     rows = [wide(query), wide(key), *(wide(x.detach()) for x in teacher)]
-    q, k, tq, tk = (unit_rows(x) for x in rows) if normalize else rows
+    q, k, tq, tk = (unit_rows(x) for x in rows) if check.flag("normalize", normalize) else rows
     return stripe_losses(
         _squared_error_rows,
         (q, tq.to(q.dtype)),
@@ -250,7 +250,9 @@ def feature_mse(
     """
     student, teacher = pairs(student=student, teacher=teacher)
     squares = (wide(student) - wide(teacher.detach())).square()
-    return reduced(squares.mean(1) if per_dimension else squares.sum(1), reduction)
+    if check.flag("per_dimension", per_dimension):
+        return reduced(squares.mean(1), reduction)
+    return reduced(squares.sum(1), reduction)
 
 
 def feature_cosine(student: Tensor, teacher: Tensor, *, reduction: Reduction = "mean") -> Tensor:

@@ -67,7 +67,8 @@ def info_nce(
             operands are promoted to the widest of them. Logits are float32 at least.
         key: (M, D). Key i is the positive of query i (M >= N) unless ``positives`` is given.
         negatives: (K, D), seen by every query, or (N, H, D), H for each query. May be empty.
-        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient. Under ``torch.compile``
+            a number is a constant of the graph: give a tensor if it changes from step to step.
         scale: 1 / T instead of ``temperature``; giving both is an error.
         symmetric: the mean of both directions: each positive key also looks for its query among
             the queries. Other queries with the same positive key are left out there, explicit
@@ -160,7 +161,7 @@ def info_nce(
         workspace_bytes=workspace_bytes,
         precision=precision,
     )
-    return reduced_softmax(
+    loss = reduced_softmax(
         problem,
         operands,
         matryoshka_dims,
@@ -170,6 +171,9 @@ def info_nce(
         backend,
         statistics,
     )
+    if negatives is not None and negatives.numel() == 0 and negatives.requires_grad:
+        loss = loss + negatives.sum()  # 0, for an empty gradient instead of none
+    return loss
 
 
 def reduced_softmax(

@@ -54,6 +54,7 @@ def sampled_softmax(
     check.matrix("key_log_probability", key_log_probability, (1,))
     check.shaped("key_log_probability", key_log_probability, ((key.shape[0],),), query)
     scale, tensor = divisor(temperature, query)
+    check.flag("normalize", normalize)
     bias = -key_log_probability.detach()
 
     def loss(query: Tensor, key: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def nt_xent(
         normalize=normalize,
         workspace_bytes=workspace_bytes,
     )
-    if positives_in_denominator:
+    if check.flag("positives_in_denominator", positives_in_denominator):
         limit = math.inf
         if false_negative_margin is not None:
             limit = check.number("false_negative_margin", false_negative_margin)

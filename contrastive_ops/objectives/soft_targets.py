@@ -244,7 +244,7 @@ def uni_cl(
     query, key = matrices(query=query, key=key)
     of_query = labels("query_labels", query_labels, query)
     of_key = labels("key_labels", key_labels, key)
-    if symmetric and reduction == "none":
+    if check.flag("symmetric", symmetric) and reduction == "none":
         raise ValueError("reduction: got 'none' with symmetric=True, expected 'mean' or 'sum'")
     sides = [(query, key, of_query, of_key)]
     if symmetric:

@@ -81,7 +81,7 @@ def sup_con(
     label = checked_labels("labels", labels, rows)
     check.choice("sum_over_positives", sum_over_positives, ("out", "in"))
     n = rows.shape[0]
-    every = positives_in_denominator
+    every = check.flag("positives_in_denominator", positives_in_denominator)
     outside = sum_over_positives == "out"
     problem, operands = describe(
         rows,
