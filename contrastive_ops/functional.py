@@ -48,6 +48,7 @@ from .objectives.logit_bias import (
     sampled_softmax,
     squared_l2_nce,
 )
+from .objectives.matryoshka import adaptive_layers, matryoshka
 from .objectives.nt_xent import nt_xent
 from .objectives.own_positive import own_positive_nce
 from .objectives.queues import hardest_negatives, momentum_encoder
@@ -60,12 +61,13 @@ from .objectives.soft_targets import (
     soft_target_nce,
     uni_cl,
 )
-from .objectives.statistics import Statistics, info_nce_statistics
+from .objectives.statistics import Statistics
 from .objectives.sup_con import sup_con
 from .objectives.triplet import triplet, triplet_margin
 
 __all__ = [
     "Statistics",
+    "adaptive_layers",
     "ai_feedback_nce",
     "alignment",
     "angle",
@@ -90,13 +92,13 @@ __all__ = [
     "hardest_negatives",
     "hardness_weighted_nce",
     "info_nce",
-    "info_nce_statistics",
     "joint_nce",
     "ko_leo",
     "lifted_structure",
     "list_mle",
     "list_net",
     "margin_mse",
+    "matryoshka",
     "mine_hard_negatives",
     "momentum_encoder",
     "n_pair",

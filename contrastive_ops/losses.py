@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .engine import check
 from .objectives.info_nce import DEFAULT_TEMPERATURE, info_nce
+from .objectives.statistics import Receiver
 
 
 class Temperature(nn.Module):
@@ -33,7 +34,7 @@ class Temperature(nn.Module):
         self.low = check.positive_number("min_temperature", low)
         self.high = check.positive_number("max_temperature", high)
         self.log_scale: nn.Parameter | None = None
-        if learnable:
+        if check.flag("learnable_temperature", learnable):
             if not self.low <= self.initial <= self.high:
                 raise ValueError(
                     f"temperature: got {initial!r}, expected it in [min_temperature, "
@@ -124,6 +125,7 @@ class InfoNCELoss(nn.Module):
         guide: Sequence[Tensor] | None = None,
         negative_log_weight: float | Tensor | None = None,
         row_weight: Tensor | None = None,
+        statistics: Receiver | None = None,
     ) -> Tensor:
         """The loss of (N, D) queries and (M, D) keys; see :func:`contrastive_ops.info_nce`."""
         return info_nce(
@@ -138,6 +140,7 @@ class InfoNCELoss(nn.Module):
             guide=guide,
             negative_log_weight=negative_log_weight,
             row_weight=row_weight,
+            statistics=statistics,
             **self.options,
         )
 

@@ -102,7 +102,7 @@ template <class Acc>
 std::vector<MaybeTensor> run_problem(
     Mode mode, bool statistics, const Arguments& a, const MaybeTensor& weight, double weight_all,
     const std::array<bool, 6>& wanted, const MaybeTensor& row_stats,
-    const MaybeTensor& column_stats) {
+    const MaybeTensor& column_stats, const MaybeTensor& summary) {
   const at::ScalarType acc = accumulator<Acc>();
   const auto options = a.query.options();
   const auto numbers = options.dtype(acc);
@@ -213,6 +213,12 @@ std::vector<MaybeTensor> run_problem(
     fill(p.row, row, row_stats, n);
     fill(p.column, column, column_stats, columns);
   }
+  if (summary) {
+    require(summary->sizes() == at::IntArrayRef({summary_numbers, n}) && summary->is_contiguous() &&
+                summary->scalar_type() == at::kDouble && summary->is_cpu(),
+            "the summary's shape or dtype does not match");
+    p.summary = summary->mutable_data_ptr<double>();
+  }
   p.loss = losses.mutable_data_ptr<Acc>();
   if (a.symmetric) {
     column_losses = at::empty({n}, numbers);
@@ -275,8 +281,8 @@ std::vector<MaybeTensor> softmax_ce(
     double margin, double false_negative_margin, int64_t group, double group_log_weight,
     int64_t first_row, double label_smoothing, int64_t workspace_bytes, bool one_set,
     std::vector<int64_t> prefixes, std::vector<double> prefix_weights, std::string tile_map,
-    double offset, MaybeTensor weight, double weight_all, std::array<bool, 6> wanted, MaybeTensor row_stats,
-    MaybeTensor column_stats) {
+    double offset, MaybeTensor weight, double weight_all, std::array<bool, 6> wanted,
+    MaybeTensor row_stats, MaybeTensor column_stats, MaybeTensor summary) {
   require(first_row == 0, "first_row belongs to stripes of the torch backend");
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Arguments a{
@@ -290,7 +296,8 @@ std::vector<MaybeTensor> softmax_ce(
   const bool loss_alone = mode == 3;
   const Mode kernel_mode = loss_alone ? Mode::forward : static_cast<Mode>(mode);
   const bool statistics = kernel_mode != Mode::both && !loss_alone;
-  return run_as(kernel_mode, statistics, a, weight, weight_all, wanted, row_stats, column_stats);
+  return run_as(kernel_mode, statistics, a, weight, weight_all, wanted, row_stats, column_stats,
+                summary);
 }
 
 // Merges the k best of `corpus`, whose rows go by first, first + 1, ..., into scores and indices.

@@ -106,6 +106,20 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: got {_shown(value)}, expected {expected}")
 
 
+def flag(name: str, value: Any) -> bool:
+    """True or False: the truth of anything else, "no" say, would be a guess."""
+    if value is not True and value is not False:
+        raise ValueError(f"{name}: got {_shown(value)}, expected True or False")
+    return value
+
+
+def byte_count(name: str, value: Any) -> int:
+    """A positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {_shown(value)}, expected a positive number of bytes")
+    return value
+
+
 def readable(x: Tensor) -> bool:
     """Whether reading values costs nothing and cannot break a graph."""
     return x.is_cpu and not tracing.is_traced() and not tracing.needs_reference((x,))

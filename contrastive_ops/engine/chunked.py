@@ -18,6 +18,7 @@ from torch import Tensor
 from . import reference
 from .problem import Gradients, Operands, SimilarityProblem, Wanted, Weight, scale_of
 from .similarity import full_precision, positive_index, prepared
+from .summary import summarize
 
 TAKES_HALF = False
 COPIES = 8
@@ -29,11 +30,20 @@ def serves(problem: SimilarityProblem, operands: Operands) -> bool:
     return not (problem.symmetric or problem.one_set or problem.prefixes)
 
 
-def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses; this backend keeps no statistics, its backward starts anew."""
+    losses = []
     with torch.no_grad():
-        wide = _prepared(problem, operands)
-        losses = [reference.row_losses(p, stripe) for _, p, stripe in _stripes(problem, wide)]
+        for rows, part, stripe in _stripes(problem, _prepared(problem, operands)):
+            logits = reference.logits(part, stripe)
+            if problem.tile_map:
+                losses.append(reference.pairwise(logits))
+            else:
+                losses.append(reference.cross_entropy(logits, problem.label_smoothing))
+            if summary is not None:
+                summary[:, rows] = summarize(part, stripe, logits)
     none = torch.empty(0, dtype=torch.float64, device=operands.query.device)
     return torch.cat(losses), none.clone(), none
 
@@ -56,15 +66,23 @@ def backward(
 
 
 def total(
-    problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight,
+    wanted: Wanted,
+    summary: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients, which are summed up in the accumulation dtype."""
     with torch.no_grad(), full_precision(operands.query.device):
-        return _total(problem, operands, weight, wanted)
+        return _total(problem, operands, weight, wanted, summary)
 
 
 def _total(
-    problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight,
+    wanted: Wanted,
+    summary: Tensor | None,
 ) -> tuple[Tensor, Gradients]:
     o = _prepared(problem, operands)
     scale = scale_of(problem, operands)
@@ -81,6 +99,8 @@ def _total(
             losses = reference.pairwise(parts)
         else:
             losses = reference.cross_entropy(parts, problem.label_smoothing)
+        if summary is not None:
+            summary[:, rows] = summarize(stripe_problem, stripe, parts)
         row_weight = weight[rows].unsqueeze(1) if isinstance(weight, Tensor) else weight
         loss += (losses.unsqueeze(1) * row_weight).sum()
         if not any(wanted):
@@ -122,14 +142,6 @@ def _total(
         else None,
         bias_grad.to(operands.bias.dtype) if wanted[5] and operands.bias is not None else None,
     )
-
-
-def stripes_of(
-    problem: SimilarityProblem, operands: Operands
-) -> Iterator[tuple[SimilarityProblem, Operands]]:
-    """The one-direction problems of some rows each, whose logits fit the workspace."""
-    for _, part, stripe in _stripes(problem, _prepared(problem, operands)):
-        yield part, stripe
 
 
 def _prepared(p: SimilarityProblem, o: Operands) -> Operands:

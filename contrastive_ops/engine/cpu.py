@@ -48,9 +48,11 @@ def _in_one_pass(problem: SimilarityProblem, operands: Operands) -> bool:
     )
 
 
-def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses and the log-sum-exps of rows and columns."""
-    losses, row, column, *_ = _run(_FORWARD, problem, operands, 1.0)
+    losses, row, column, *_ = _run(_FORWARD, problem, operands, 1.0, summary=summary)
     return losses, row, column
 
 
@@ -78,11 +80,15 @@ def backward(
 
 
 def total(
-    problem: SimilarityProblem, operands: Operands, weight: Tensor | float, wanted: Wanted
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Tensor | float,
+    wanted: Wanted,
+    summary: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients."""
     mode = _BOTH if any(wanted) else _LOSS
-    out = _run(mode, problem, operands, weight, wanted)
+    out = _run(mode, problem, operands, weight, wanted, summary=summary)
     return out[3], Gradients(*out[4:])
 
 
@@ -94,6 +100,7 @@ def _run(
     wanted: Wanted = NOTHING,
     row_stats: Tensor | None = None,
     column_stats: Tensor | None = None,
+    summary: Tensor | None = None,
 ) -> Any:
     kernel, reason = extension.load()
     if kernel is None:
@@ -108,6 +115,7 @@ def _run(
         wanted,
         row_stats,
         column_stats,
+        summary,
     )
     if problem.prefixes and all(x is None for x in out):
         raise NotServedError

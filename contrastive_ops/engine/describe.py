@@ -47,7 +47,7 @@ def describe(
     own = negatives_scope == "own"
     if negatives_scope != "all" and not own:
         check.choice("negatives_scope", negatives_scope, ("all", "own"))
-    if symmetric and not in_batch:
+    if check.flag("symmetric", symmetric) and not check.flag("in_batch", in_batch):
         raise ValueError("symmetric: got True with in_batch=False, expected in_batch=True")
     if positives is not None:
         positives = _positives(positives, query, m)
@@ -110,11 +110,14 @@ def describe(
     limit = math.inf
     if false_negative_margin is not None:
         limit = check.number("false_negative_margin", false_negative_margin)
+    room = DEFAULT_WORKSPACE_BYTES
+    if workspace_bytes is not None:
+        room = check.byte_count("workspace_bytes", workspace_bytes)
     # Positional, in the order of the fields: this is on the way of every small batch.
     problem = SimilarityProblem(
-        bool(normalize),
-        bool(in_batch),
-        bool(symmetric),
+        check.flag("normalize", normalize),
+        check.flag("in_batch", in_batch),
+        symmetric,
         scale,
         check.number("margin", margin),
         limit,
@@ -122,7 +125,7 @@ def describe(
         group_log_weight,
         0,
         check.number("label_smoothing", label_smoothing, 0.0, 1.0),
-        DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else _workspace(workspace_bytes),
+        room,
         precision=PRECISIONS[0] if precision is None else _precision(precision),
     )
     return problem, operands
@@ -310,9 +313,3 @@ def _precision(value: Any) -> str:
     if value not in PRECISIONS:
         raise ValueError(f"precision: got {value!r}, expected one of {', '.join(PRECISIONS)}")
     return str(value)
-
-
-def _workspace(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"workspace_bytes: got {value!r}, expected a positive number of bytes")
-    return value

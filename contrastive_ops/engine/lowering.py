@@ -30,11 +30,19 @@ from .similarity import positive_index
 
 
 class Kernels:
-    """One backend's ``forward``, ``backward`` and ``total`` (see :class:`.backends.Backend`)."""
+    """One backend's ``forward``, ``backward`` and ``total`` (see :class:`.backends.Backend`).
 
-    def __init__(self, name: str) -> None:
+    A ``summary`` (see `.summary`) is filled by the first scan: that of queries and keys.
+    """
+
+    def __init__(self, name: str, summary: Tensor | None = None) -> None:
         self.backend = backends.module(name)
         self.takes_half = self.backend.TAKES_HALF
+        self.summary = summary
+
+    def _asked(self) -> dict[str, Tensor]:
+        summary, self.summary = self.summary, None
+        return {} if summary is None else {"summary": summary}
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
@@ -42,7 +50,7 @@ class Kernels:
         """(N,) losses, and statistics; those of a problem in parts are not read again."""
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.forward(problem, operands)
+                return self.backend.forward(problem, operands, **self._asked())
         row, column = self.stats_shapes(problem, operands)
         none = torch.empty(row, dtype=torch.float64, device=operands.query.device)
         return self._losses(problem, operands), none, none.new_empty(column)
@@ -76,7 +84,7 @@ class Kernels:
     ) -> tuple[Tensor, Gradients]:
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.total(problem, operands, weight, wanted)
+                return self.backend.total(problem, operands, weight, wanted, **self._asked())
             return self._total_of_prefixes(problem, operands, weight, wanted)
         if self._by_prefix(problem, operands):
             return self._total_of_prefixes(problem, operands, weight, wanted)
@@ -91,7 +99,7 @@ class Kernels:
     def _losses(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.forward(problem, operands)[0]
+                return self.backend.forward(problem, operands, **self._asked())[0]
             return self._losses_of_prefixes(problem, operands)
         if self._by_prefix(problem, operands):
             return self._losses_of_prefixes(problem, operands)

@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from . import backends, ops, reference, tracing
+from . import backends, chunked, ops, reference, tracing
 from .autograd import differentiable
 from .lowering import Kernels
-from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight
+from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight, two_sets
 
 
 def softmax_ce(
@@ -18,20 +18,34 @@ def softmax_ce(
     operands: Operands,
     weight: Weight | None,
     backend: str | None = None,
+    summary: Tensor | None = None,
 ) -> Tensor:
     """Row losses L (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
 
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
-    float64 operands; it is differentiable in the first six operands.
+    float64 operands; it is differentiable in the first six operands. A ``summary``
+    (:func:`.summary.empty_summary`) is filled by the same scan; by one of its own, a matrix product
+    more, where operators are recorded, the backend has no sums for it, or the problem is of one set
+    or of prefixes.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
         with torch.autograd.profiler.record_function(f"contrastive_ops::softmax_ce[{name}]"):
-            return _on(name, problem, operands, weight)
-    return _on(name, problem, operands, weight)
+            return _on(name, problem, operands, weight, summary)
+    return _on(name, problem, operands, weight, summary)
 
 
-def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weight | None) -> Tensor:
+def _on(
+    name: str,
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight | None,
+    summary: Tensor | None,
+) -> Tensor:
+    if summary is not None:
+        if _in_one_scan(name, problem, operands):
+            return differentiable(Kernels(name, summary), problem, operands, weight)
+        _scan_apart(name, problem, operands, summary)
     if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
         losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
@@ -42,5 +56,30 @@ def _on(name: str, problem: SimilarityProblem, operands: Operands, weight: Weigh
         return ops.softmax_ce(name, problem, operands, 1.0) * weight
     return differentiable(_kernels(name), problem, operands, weight)
 
+
+def _in_one_scan(name: str, problem: SimilarityProblem, operands: Operands) -> bool:
+    return _is_eager(name, operands) and not (problem.one_set or problem.prefixes)
+
+
+def _is_eager(name: str, operands: Operands) -> bool:
+    if name == "reference" or tracing.is_traced():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not tracing.needs_reference(operands[:DIFFERENTIABLE]) and name in SUMMARIZING
+
+
+def _scan_apart(name: str, problem: SimilarityProblem, operands: Operands, summary: Tensor) -> None:
+    """Fills the summary of the whole rows (of the longest prefix), query to key."""
+    problem = problem._replace(symmetric=False, prefixes=(), prefix_weights=())
+    if problem.one_set:
+        problem, operands = two_sets(problem, operands)
+    backend = backends.module(name) if _is_eager(name, operands) else chunked
+    with torch.no_grad():
+        backend.forward(problem, operands, summary=summary)  # type: ignore[call-arg]
+
+
+SUMMARIZING = ("cpu", "torch")
+"""Backends whose ``forward`` and ``total`` also take ``summary=``."""
 
 _kernels = functools.cache(Kernels)

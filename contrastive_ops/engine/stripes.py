@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, check
 from .problem import DEFAULT_WORKSPACE_BYTES, Weight
 from .reference import MAX_ELEMENTS
 from .similarity import full_precision
@@ -114,6 +114,9 @@ def counted_stripe_losses(
     first = rows[0]
     assert first is not None
     tensors = (*rows, *shared)
+    room = DEFAULT_WORKSPACE_BYTES
+    if workspace_bytes is not None:
+        room = check.byte_count("workspace_bytes", workspace_bytes)
     name = backends.choose(backend, first.device)
     if name == "reference":
         wide = [t.double() if _floating(t) else t for t in tensors]  # type: ignore[union-attr]
@@ -129,7 +132,7 @@ def counted_stripe_losses(
         list(numbers),
         list(numbers.values()),
         len(rows),
-        DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes,
+        room,
         counts,
         width,
     )

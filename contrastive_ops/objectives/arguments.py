@@ -84,7 +84,9 @@ def describe(
     """
     scale, tensor = divisor(temperature, query)
     problem = SimilarityProblem(
-        normalize=normalize, scale=scale, workspace_bytes=workspace(workspace_bytes)
+        normalize=check.flag("normalize", normalize),
+        scale=scale,
+        workspace_bytes=workspace(workspace_bytes),
     )
     key_ids = ids if key_ids is None else key_ids
     return problem, Operands(
@@ -96,16 +98,20 @@ def describe(
     )
 
 
-def divisor(temperature: Any, like: Tensor) -> tuple[float, Tensor | None]:
+def divisor(
+    temperature: Any, like: Tensor, name: str = "temperature"
+) -> tuple[float, Tensor | None]:
     """1 / temperature for a number, or 1 and the checked 0-dim tensor."""
     if isinstance(temperature, Tensor):
-        return 1.0, check.positive_scalar("temperature", temperature, like.device)
-    return 1.0 / check.positive_number("temperature", temperature), None
+        return 1.0, check.positive_scalar(name, temperature, like.device)
+    return 1.0 / check.positive_number(name, temperature), None
 
 
-def inverse_temperature(temperature: Any, like: Tensor) -> Tensor | float:
+def inverse_temperature(
+    temperature: Any, like: Tensor, name: str = "temperature"
+) -> Tensor | float:
     """1 / temperature, with gradient if it is a tensor; in the accumulation dtype."""
-    scale, tensor = divisor(temperature, like)
+    scale, tensor = divisor(temperature, like, name)
     return scale if tensor is None else tensor.to(wide(like[:0]).dtype).reciprocal()
 
 
@@ -123,9 +129,7 @@ def temperature_or(scale: Any, temperature: Number | Tensor, default: float) -> 
 def workspace(value: int | None) -> int:
     if value is None:
         return DEFAULT_WORKSPACE_BYTES
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"workspace_bytes: got {value!r}, expected a positive number of bytes")
-    return value
+    return check.byte_count("workspace_bytes", value)
 
 
 def row_ids(n: int, like: Tensor) -> Tensor:

@@ -152,19 +152,24 @@ def cor_info_max(
             check.matrix(f"covariances[{i}]", r)
             check.shaped(f"covariances[{i}]", r, ((width, width),), a)
         past = covariances
-    information = a.new_zeros(())
-    identity = torch.eye(width, dtype=a.dtype, device=a.device)
+    # In float64: where features depend on each other, float32's rounding is larger than eps.
+    information = torch.zeros((), dtype=torch.float64, device=a.device)
+    identity = torch.eye(width, dtype=torch.float64, device=a.device)
     for z, before in zip((a, b), past, strict=True):
-        r = running_covariance(z, before, memory)
+        r = running_covariance(z.double(), before, memory)
         information = information + torch.linalg.slogdet(r + eps * identity)[1]
-    loss = -information / width
+    loss = (-information / width).to(a.dtype)
     return loss + weight * (a - b).square().sum(1).mean() if weight else loss
 
 
 def running_covariance(x: Tensor, past: Tensor | None, memory: Number = 0.01) -> Tensor:
     """(D, D): memory * past (detached) + (1 - memory) * the batch's covariance; without a past,
     the batch's."""
-    x = wide(x)
+    (x,) = (wide(rows) for rows in matrices(x=x))
+    memory = check.number("memory", memory, 0.0, 1.0)
+    if past is not None:
+        width = x.shape[1]
+        check.shaped("past", check.matrix("past", past), ((width, width),), x)
     centred = x - x.mean(0)
     with full_precision(x.device):
         now = centred.T @ centred / x.shape[0]
@@ -218,7 +223,7 @@ def sig_reg(
         phase = projected * t[i]
         error = (phase.cos().mean(0) - normal[i]).square() + phase.sin().mean(0).square()
         statistic = statistic + weight[i] * normal[i] * error.mean()
-    return statistic * x.shape[0] if times_rows else statistic
+    return statistic * x.shape[0] if check.flag("times_rows", times_rows) else statistic
 
 
 def effective_rank(x: Tensor) -> Tensor:
@@ -300,7 +305,7 @@ class GroupZCA(nn.Module):
         super().__init__()
         if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
             raise ValueError(f"groups: got {groups!r}, expected an integer >= 1")
-        self.groups, self.shuffle = groups, shuffle
+        self.groups, self.shuffle = groups, check.flag("shuffle", shuffle)
         self.eps = check.positive_number("eps", eps)
 
     def forward(self, x: Tensor, *, permutation: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem
 from ..engine.reductions import row_lse, score_sum
 from .arguments import Number, Reduction, describe, divisor, pairs, reduced, row_ids, softplus
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def decoupled_nce(
@@ -19,6 +20,8 @@ def decoupled_nce(
     *,
     temperature: Number | Tensor = 0.1,
     positive_weight_width: Number | None = None,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -35,7 +38,8 @@ def decoupled_nce(
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
         positive_weight_width: None: w = 1 (DCL). A number sigma: the von Mises-Fisher weight (DCLW)
             w = 2 - e^{s/sigma} / mean e^{s/sigma} over the N pairs, not differentiated.
-        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        matryoshka_dims, matryoshka_weights, normalize, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`.
         reduction: ``"mean"`` or ``"sum"`` over the 2 N rows, or ``"none"``, (2 N,).
 
     Returns:
@@ -46,17 +50,23 @@ def decoupled_nce(
 
     Source: Yeh et al. 2022, "Decoupled Contrastive Learning" (arXiv 2110.06848)
     """
-    problem, operands, positives = _two_views(
-        view_a, view_b, temperature, normalize, workspace_bytes
-    )
-    weighted = positives
+    width = None
     if positive_weight_width is not None:
         width = check.positive_number("positive_weight_width", positive_weight_width)
+    problem, operands, other = _two_views(view_a, view_b, temperature, normalize, workspace_bytes)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+
+    def weighted_positives(p: SimilarityProblem, o: Operands) -> Tensor:
+        positives = score_sum(p, o, other)
+        if width is None:
+            return positives
         n = positives.shape[0] // 2
         similarity = (positives[:n] * _temperature(temperature, positives)).detach()
         weight = 2 - n * torch.softmax(similarity / width, 0)
-        weighted = positives * weight.repeat(2)
-    return reduced(row_lse(problem, operands, backend) - weighted, reduction)
+        return positives * weight.repeat(2)
+
+    losses = row_lse(problem, operands, backend)
+    return reduced(losses - weighted_sum(problem, operands, weighted_positives), reduction)
 
 
 def debiased_nce(
@@ -66,6 +76,8 @@ def debiased_nce(
     temperature: Number | Tensor = 0.5,
     positive_prior: Number = 0.1,
     hardness: Number = 0.0,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -86,6 +98,8 @@ def debiased_nce(
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
         positive_prior: tau+ in [0, 1), the share of negatives that are positives in truth.
         hardness: beta >= 0; the weights are differentiated, as in the authors' code.
+        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`, one prefix
+            after another.
         normalize: cosine similarity; with dot products the floor e^{-1/T} is the authors' all the
             same.
         reduction: ``"mean"`` or ``"sum"`` over the 2 N rows, or ``"none"``, (2 N,).
@@ -104,25 +118,29 @@ def debiased_nce(
     if prior == 1.0:
         raise ValueError(f"positive_prior: got {positive_prior!r}, expected a number in [0, 1)")
     beta = check.number("hardness", hardness, 0.0)
-    problem, operands, positives = _two_views(
-        view_a, view_b, temperature, normalize, workspace_bytes
-    )
-    count = math.log(positives.shape[0] - 2)
-    if beta:
-        harder = row_lse(*_sharper(problem, operands, 1 + beta), backend)
-        negatives = count + harder - row_lse(*_sharper(problem, operands, beta), backend)
-    else:
-        negatives = row_lse(problem, operands, backend)
-    # Everything relative to the positive: log G - s_p, the difference taken where it is positive.
-    excess = negatives - positives
-    if prior:
-        share = math.log(prior) + count
-        above = excess > share
-        safe = torch.where(above, excess, share + 1.0)
-        excess = safe + torch.log(-torch.expm1(share - safe)) - math.log1p(-prior)
-        excess = torch.where(above, excess, -torch.inf)
-    floor = count - 1 / _temperature(temperature, positives) - positives
-    return reduced(softplus(torch.maximum(excess, floor)), reduction)
+    problem, operands, other = _two_views(view_a, view_b, temperature, normalize, workspace_bytes)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    count = math.log(operands.query.shape[0] - 2)
+
+    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
+        positives = score_sum(p, o, other)
+        if beta:
+            harder = row_lse(*_sharper(p, o, 1 + beta), backend)
+            negatives = count + harder - row_lse(*_sharper(p, o, beta), backend)
+        else:
+            negatives = row_lse(p, o, backend)
+        # Everything relative to the positive: log G - s_p, the difference taken where it is > 0.
+        excess = negatives - positives
+        if prior:
+            share = math.log(prior) + count
+            above = excess > share
+            safe = torch.where(above, excess, share + 1.0)
+            excess = safe + torch.log(-torch.expm1(share - safe)) - math.log1p(-prior)
+            excess = torch.where(above, excess, -torch.inf)
+        floor = count - 1 / _temperature(temperature, positives) - positives
+        return softplus(torch.maximum(excess, floor))
+
+    return reduced(weighted_sum(problem, operands, losses), reduction)
 
 
 def _two_views(
@@ -132,7 +150,7 @@ def _two_views(
     normalize: bool,
     workspace_bytes: int | None,
 ) -> tuple[SimilarityProblem, Operands, Tensor]:
-    """Each of the 2 N rows against those of other samples, and its positive logit."""
+    """Each of the 2 N rows against those of other samples, and (2 N, 1) where its positive is."""
     view_a, view_b = pairs(view_a=view_a, view_b=view_b)
     n = view_a.shape[0]
     if n < 2:
@@ -148,7 +166,7 @@ def _two_views(
         workspace_bytes=workspace_bytes,
     )
     other = torch.cat([sample + n, sample]).unsqueeze(1)
-    return problem, operands, score_sum(problem, operands, other)
+    return problem, operands, other
 
 
 def _temperature(temperature: Number | Tensor, like: Tensor) -> Tensor | float:

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import scale_of
 from ..engine.reductions import row_lse
-from ..engine.similarity import prepared, unit_rows
+from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import (
     Number,
     Reduction,
-    describe,
     inverse_temperature,
     matrices,
     pairs,
@@ -25,6 +23,7 @@ from .arguments import (
     vectors,
     wide,
 )
+from .groups import against_others, own_logits
 from .ranking import order_losses
 
 Divergence = Literal["kl", "cross_entropy", "js", "list_mle"]
@@ -86,11 +85,11 @@ def similarity_divergence(
         if x.shape[0] != like.shape[0]:
             raise ValueError(f"{name}: got {x.shape[0]} rows, expected {like.shape[0]}")
     q, k, tq, tk = (wide(x) for x in (query, key, *teacher))
-    if detach_teacher:
+    if check.flag("detach_teacher", detach_teacher):
         tq, tk = tq.detach(), tk.detach()
-    if normalize:
+    if check.flag("normalize", normalize):
         q, k, tq, tk = (unit_rows(x) for x in (q, k, tq, tk))
-    tq = tq.to(q.dtype) * inverse_temperature(teacher_temperature, q)
+    tq = tq.to(q.dtype) * inverse_temperature(teacher_temperature, q, "teacher_temperature")
     return stripe_losses(
         _divergence_rows,
         (q * inverse_temperature(temperature, q), tq, row_ids(q.shape[0], q)),
@@ -99,7 +98,7 @@ def similarity_divergence(
         backend=backend,
         workspace_bytes=workspace_bytes,
         divergence=divergence,
-        exclude_self=bool(exclude_self),
+        exclude_self=check.flag("exclude_self", exclude_self),
     )
 
 
@@ -130,7 +129,7 @@ def similarity_mse(
         if x.shape[0] != like.shape[0]:
             raise ValueError(f"{name}: got {x.shape[0]} rows, expected {like.shape[0]}")
     rows = [wide(query), wide(key), *(wide(x.detach()) for x in teacher)]
-    q, k, tq, tk = (unit_rows(x) for x in rows) if normalize else rows
+    q, k, tq, tk = (unit_rows(x) for x in rows) if check.flag("normalize", normalize) else rows
     return stripe_losses(
         _squared_error_rows,
         (q, tq.to(q.dtype)),
@@ -171,26 +170,17 @@ def group_distillation(
 
     Source: FlagEmbedding's ``m3_kd_loss``.
     """
-    check.matrix("passages", passages, (3,))
-    n, width = passages.shape[:2]
-    query, keys = matrices(query=query, passages=passages.reshape(-1, passages.shape[2]))
-    if query.shape[0] != n:
-        raise ValueError(f"passages: got {n} groups, expected {query.shape[0]} as in query")
-    check.matrix("teacher", teacher)
-    check.shaped("teacher", teacher, ((n, width),), query)
-    ids = row_ids(n, query)
-    problem, operands = describe(
+    problem, operands = against_others(
         query,
-        keys,
+        "passages",
+        passages,
         temperature=temperature,
         normalize=normalize,
-        ids=ids,
-        key_ids=ids.repeat_interleave(width),
         workspace_bytes=workspace_bytes,
     )
-    unit = prepared(query, problem, operands.accumulation_dtype)
-    group = prepared(keys, problem, operands.accumulation_dtype).view(n, width, -1)
-    logits = (unit.unsqueeze(1) * group).sum(2) * scale_of(problem, operands)
+    check.matrix("teacher", teacher)
+    check.shaped("teacher", teacher, (tuple(passages.shape[:2]),), query)
+    logits = own_logits(problem, operands)
     rest = logits.flip(1).logcumsumexp(1).flip(1)
     others = row_lse(problem, operands, backend).unsqueeze(1)
     losses = teacher.detach().to(logits.dtype) * (torch.logaddexp(rest, others) - logits)
@@ -260,7 +250,9 @@ def feature_mse(
     """
     student, teacher = pairs(student=student, teacher=teacher)
     squares = (wide(student) - wide(teacher.detach())).square()
-    return reduced(squares.mean(1) if per_dimension else squares.sum(1), reduction)
+    if check.flag("per_dimension", per_dimension):
+        return reduced(squares.mean(1), reduction)
+    return reduced(squares.sum(1), reduction)
 
 
 def feature_cosine(student: Tensor, teacher: Tensor, *, reduction: Reduction = "mean") -> Tensor:

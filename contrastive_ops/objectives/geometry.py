@@ -51,7 +51,10 @@ def alignment(
     Alignment and Uniformity on the Hypersphere" (arXiv 2005.10242)
     """
     alpha = check.positive_number("alpha", alpha)
-    x, y = (unit_rows(wide(r)) if normalize else wide(r) for r in pairs(x=x, y=y))
+    x, y = (
+        unit_rows(wide(r)) if check.flag("normalize", normalize) else wide(r)
+        for r in pairs(x=x, y=y)
+    )
     if alpha == 2:
         return reduced((x - y).square().sum(1), reduction)
     return reduced(distances(x, y, "l2") ** alpha, reduction)
@@ -85,7 +88,7 @@ def uniformity(
     n = x.shape[0]
     if n < 2:
         raise ValueError("x: got 1 row, expected at least 2: one makes no pair")
-    x = unit_rows(wide(x)) if normalize else wide(x)
+    x = unit_rows(wide(x)) if check.flag("normalize", normalize) else wide(x)
     query, key = squared_l2_factors(x, x)
     problem, operands = describe(
         query,
@@ -129,7 +132,7 @@ def ko_leo(
     n = x.shape[0]
     if n < 2:
         raise ValueError("x: got 1 row, expected at least 2: one has no neighbour")
-    x = unit_rows(wide(x)) if normalize else wide(x)
+    x = unit_rows(wide(x)) if check.flag("normalize", normalize) else wide(x)
     row = row_ids(n, x)
     nearest = nearest_outside(x.detach(), row, row + 1, workspace(workspace_bytes))
     return reduced(-torch.log(distances(x, take_rows(x, nearest), "l2") + eps), reduction)

@@ -13,6 +13,7 @@ from ..engine.similarity import prepared, unit_rows
 from ..engine.softmax_ce import softmax_ce
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
+from .matryoshka import Dims, Weights, summed, with_prefixes
 
 
 def threshold_guided_nce(
@@ -25,6 +26,8 @@ def threshold_guided_nce(
     objective: Literal["softmax_ce", "softmax_bce"] = "softmax_ce",
     excluded_logit: Literal[0] | None = None,
     temperature: Number | Tensor = 0.05,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -44,7 +47,8 @@ def threshold_guided_nce(
         guide: ``(guide_query, guide_key)``, (N, G) each, not differentiated.
         guide_threshold: phi in [-1, 1]; exclusion is strict.
         objective, excluded_logit: see above. ``excluded_logit=0`` needs ``"softmax_bce"``.
-        temperature, reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -79,22 +83,28 @@ def threshold_guided_nce(
             guide_key=guide_key,
             guide_threshold=guide_query.new_full((n,), threshold),
         )
+        problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
         return softmax_ce(problem, operands, share, backend)
-    unit, keys = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))
-    others = None
-    if negatives is not None:
-        others = prepared(negatives, problem, operands.accumulation_dtype)
-    return stripe_losses(
-        _softmax_bce,
-        (unit, guide_query.to(unit.dtype), row_ids(n, query)),
-        (keys, others, guide_key.to(unit.dtype), operands.temperature),
-        share,
-        backend=backend,
-        workspace_bytes=workspace_bytes,
-        scale=problem.scale,
-        threshold=threshold,
-        leave_out=excluded_logit is None,
-    )
+
+    def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
+        unit, keys = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))
+        others = None
+        if negatives is not None:
+            others = prepared(negatives, problem, operands.accumulation_dtype)
+        return stripe_losses(
+            _softmax_bce,
+            (unit, guide_query.to(unit.dtype), row_ids(n, query)),
+            (keys, others, guide_key.to(unit.dtype), operands.temperature),
+            share,
+            backend=backend,
+            workspace_bytes=workspace_bytes,
+            scale=problem.scale,
+            threshold=threshold,
+            leave_out=excluded_logit is None,
+        )
+
+    rows = (query, key) if negatives is None else (query, key, negatives)
+    return summed(loss, rows, matryoshka_dims, matryoshka_weights)
 
 
 @row_loss

@@ -21,6 +21,7 @@ from .arguments import (
     wide,
     workspace,
 )
+from .matryoshka import Dims, Weights, summed
 
 
 def hardness_weighted_nce(
@@ -31,6 +32,8 @@ def hardness_weighted_nce(
     temperature: Number | Tensor = 0.05,
     hardness: Number = 1.0,
     hardness_of: Literal["all", "in_batch", "negatives"] = "all",
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -49,7 +52,8 @@ def hardness_weighted_nce(
         hardness: alpha >= 0, in logits per cosine.
         hardness_of: which negatives it weighs: all, the other queries' keys, or ``negatives``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
-        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        matryoshka_dims, matryoshka_weights, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; one prefix after another.
 
     Returns:
         0-dim, or (N,): float32, float64 for float64 inputs. Once differentiable: a second
@@ -72,17 +76,22 @@ def hardness_weighted_nce(
     scale, tensor = divisor(temperature, query)
     ids = row_ids(query.shape[0], query).view(1, -1)
     problem = SimilarityProblem(scale=scale, workspace_bytes=workspace(workspace_bytes))
-    plain = Operands(query, key, temperature=tensor)
-    blocks = [(key, ids, hardness_of != "negatives")]
-    if negatives is not None:
-        strangers = torch.full((1, negatives.shape[0]), -1, device=query.device)
-        blocks.append((negatives, strangers, hardness_of != "in_batch"))
-    sums = [
-        _row_lse(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
-        for block, block_ids, raised in blocks
-    ]
-    negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
-    return reduced(softplus(negative - score_sum(problem, plain)), reduction)
+
+    def losses(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
+        plain = Operands(query, key, temperature=tensor)
+        blocks = [(key, ids, hardness_of != "negatives")]
+        if negatives is not None:
+            strangers = torch.full((1, negatives.shape[0]), -1, device=query.device)
+            blocks.append((negatives, strangers, hardness_of != "in_batch"))
+        sums = [
+            _row_lse(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
+            for block, block_ids, raised in blocks
+        ]
+        negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
+        return softplus(negative - score_sum(problem, plain))
+
+    rows = (query, key) if negatives is None else (query, key, negatives)
+    return reduced(summed(losses, rows, matryoshka_dims, matryoshka_weights), reduction)
 
 
 def _row_lse(

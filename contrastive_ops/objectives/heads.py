@@ -16,7 +16,7 @@ def pair_features(u: Tensor, v: Tensor, *, product: bool = False) -> Tensor:
     """[u; v; |u - v|], and u * v where ``product``: (N, 3 D) or (N, 4 D)."""
     u, v = pairs(u=u, v=v)
     parts = [u, v, (u - v).abs()]
-    return torch.cat([*parts, u * v] if product else parts, 1)
+    return torch.cat([*parts, u * v] if check.flag("product", product) else parts, 1)
 
 
 class PairSoftmaxLoss(nn.Module):
@@ -35,7 +35,7 @@ class PairSoftmaxLoss(nn.Module):
 
     def __init__(self, dim: int, classes: int, *, product: bool = False) -> None:
         super().__init__()
-        self.product = product
+        self.product = check.flag("product", product)
         self.classifier = nn.Linear(dim * (4 if product else 3), classes)
 
     def forward(self, u: Tensor, v: Tensor, targets: Tensor) -> Tensor:
@@ -94,6 +94,10 @@ def vocabulary_softmax(
     Source: Tsukagoshi et al. 2021, "DefSent" (arXiv 2105.04339).
     """
     embeddings, weight = matrices(embeddings=embeddings, weight=weight)
+    targets = check.integers("targets", targets, ((embeddings.shape[0],),), embeddings)
+    words = weight.shape[0]
+    if check.readable(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < words:
+        raise ValueError(f"targets: got words out of range, expected [0, {words})")
     if bias is not None:
         check.matrix("bias", bias, (1,))
         check.shaped("bias", bias, ((weight.shape[0],),), embeddings)
@@ -132,6 +136,7 @@ def score_nce(
     """
     (scores,) = matrices(scores=scores)
     n, m = scores.shape
+    check.flag("symmetric", symmetric)
     if positives is None:
         if m < n:
             raise ValueError(f"scores: got shape {(n, m)}, expected at least as many columns")

@@ -60,7 +60,7 @@ def lifted_structure(
     label = checked_labels("labels", labels, rows)
     margin = check.number("margin", margin)
     rows = wide(rows)
-    rows = unit_rows(rows) if normalize else rows - rows.detach().mean(0)
+    rows = unit_rows(rows) if check.flag("normalize", normalize) else rows - rows.detach().mean(0)
     found = classes(label)
     rows = take_rows(rows, found.order)
     settings: dict[str, Any] = {"backend": backend, "workspace_bytes": workspace_bytes}
@@ -161,7 +161,7 @@ def energy_hinge(
         raise ValueError("key: got 1 row and no negatives, expected at least 2 candidates")
     margin = check.number("margin", margin)
     query, candidates = wide(query), wide(candidates)
-    if normalize:
+    if check.flag("normalize", normalize):
         query, candidates = unit_rows(query), unit_rows(candidates)
     room = min(workspace(workspace_bytes) // COPIES, STRIPE_BYTES)
     step = max(1, room // (candidates.shape[0] * query.element_size()))
@@ -336,7 +336,7 @@ def pair_contrastive(
     target = check.tensor("targets", targets)
     check.shaped("targets", target, ((query.shape[0],),), query)
     y = target.detach().to(query.dtype)
-    if normalize or distance == "cosine":
+    if check.flag("normalize", normalize) or distance == "cosine":
         query, key = unit_rows(query), unit_rows(key)
     d = distances(query, key, distance)
     losses = (y * d.square() + (1 - y) * (margin - d).clamp(min=0.0).square()) / 2

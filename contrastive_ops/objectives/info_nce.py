@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.describe import describe
-from ..engine.problem import Operands, SimilarityProblem, on_prefixes
+from ..engine.problem import Operands, SimilarityProblem
 from ..engine.softmax_ce import softmax_ce
+from ..engine.summary import empty_summary
+from .matryoshka import with_prefixes
+from .statistics import Receiver, statistics_of
 
 Number = float | int
 DEFAULT_TEMPERATURE = 0.05
@@ -46,6 +49,7 @@ def info_nce(
     backend: str | None = None,
     workspace_bytes: int | None = None,
     precision: Literal["ieee", "tf32x3", "tf32"] | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""InfoNCE: the cross-entropy of finding each query's key among all candidates.
 
@@ -63,7 +67,8 @@ def info_nce(
             operands are promoted to the widest of them. Logits are float32 at least.
         key: (M, D). Key i is the positive of query i (M >= N) unless ``positives`` is given.
         negatives: (K, D), seen by every query, or (N, H, D), H for each query. May be empty.
-        temperature: T > 0, a number or a 0-dim tensor, then with gradient.
+        temperature: T > 0, a number or a 0-dim tensor, then with gradient. Under ``torch.compile``
+            a number is a constant of the graph: give a tensor if it changes from step to step.
         scale: 1 / T instead of ``temperature``; giving both is an error.
         symmetric: the mean of both directions: each positive key also looks for its query among
             the queries. Other queries with the same positive key are left out there, explicit
@@ -107,6 +112,10 @@ def info_nce(
             default), ``"tf32x3"`` (three products of 10-bit parts, nearly as exact) or ``"tf32"``
             (10 bits). 16-bit rows are multiplied exactly and summed in float32 whatever it says.
             The ``triton`` backend reads it; the others are never less exact on the CPU.
+        statistics: a function, such as a list's ``append``, that is called with the batch's
+            :class:`Statistics` (accuracy, ranks, hardest negatives, ...), query to key and of the
+            longest prefix. The backends ``cpu`` and ``torch`` gather them in the loss's own scan;
+            others, compiled graphs, and losses on prefixes in one more matrix product.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the
@@ -152,9 +161,19 @@ def info_nce(
         workspace_bytes=workspace_bytes,
         precision=precision,
     )
-    return reduced_softmax(
-        problem, operands, matryoshka_dims, matryoshka_weights, row_weight, reduction, backend
+    loss = reduced_softmax(
+        problem,
+        operands,
+        matryoshka_dims,
+        matryoshka_weights,
+        row_weight,
+        reduction,
+        backend,
+        statistics,
     )
+    if negatives is not None and negatives.numel() == 0 and negatives.requires_grad:
+        loss = loss + negatives.sum()  # 0, for an empty gradient instead of none
+    return loss
 
 
 def reduced_softmax(
@@ -165,11 +184,26 @@ def reduced_softmax(
     row_weight: Tensor | None,
     reduction: str,
     backend: str | None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     """The problem's loss on its prefixes and reduced, both as :func:`info_nce` documents them."""
-    if matryoshka_dims is not None or matryoshka_weights is not None:
-        prefixes = checked_prefixes(operands.query, matryoshka_dims, matryoshka_weights)
-        problem, operands = on_prefixes(problem, operands, prefixes)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    if statistics is None:
+        return _reduced(problem, operands, row_weight, reduction, backend)
+    summary = empty_summary(operands)
+    loss = _reduced(problem, operands, row_weight, reduction, backend, summary)
+    statistics(statistics_of(problem, operands, summary))
+    return loss
+
+
+def _reduced(
+    problem: SimilarityProblem,
+    operands: Operands,
+    row_weight: Tensor | None,
+    reduction: str,
+    backend: str | None,
+    summary: Tensor | None = None,
+) -> Tensor:
     weight: Tensor | float
     if row_weight is None:
         if reduction == "mean":
@@ -178,8 +212,8 @@ def reduced_softmax(
             weight = 1.0
         else:
             check.choice("reduction", reduction, ("none", "mean", "sum"))
-            return softmax_ce(problem, operands, None, backend)
-        return softmax_ce(problem, operands, weight, backend)
+            return softmax_ce(problem, operands, None, backend, summary)
+        return softmax_ce(problem, operands, weight, backend, summary)
     check.choice("reduction", reduction, ("none", "mean", "sum"))
     weight = _checked_weight(row_weight, operands.query)
     if reduction == "mean":  # the sum of the largest floats would be infinite
@@ -187,8 +221,8 @@ def reduced_softmax(
         weight = weight / weight.sum()
     weight = weight.to(operands.accumulation_dtype)
     if reduction == "none":
-        return softmax_ce(problem, operands, None, backend) * weight
-    return softmax_ce(problem, operands, weight, backend)
+        return softmax_ce(problem, operands, None, backend, summary) * weight
+    return softmax_ce(problem, operands, weight, backend, summary)
 
 
 def _reciprocal(scale: Number | Tensor) -> Number | Tensor:
@@ -209,26 +243,3 @@ def _checked_weight(row_weight: Tensor, query: Tensor) -> Tensor:
                 "not all of them 0"
             )
     return row_weight.detach()
-
-
-def checked_prefixes(
-    query: Tensor, dims: Sequence[int] | None, weights: Sequence[Number] | None
-) -> list[tuple[int, float]]:
-    if dims is None:
-        raise ValueError("matryoshka_weights: expected matryoshka_dims besides them, got none")
-    width = query.shape[1]
-    if (
-        not isinstance(dims, Sequence)
-        or not dims
-        or not all(type(dim) is int and 1 <= dim <= width for dim in dims)
-    ):
-        raise ValueError(f"matryoshka_dims: got {dims!r}, expected integers in [1, {width}]")
-    if weights is None:
-        return [(dim, 1.0) for dim in dims]
-    if len(weights) != len(dims):
-        raise ValueError(
-            f"matryoshka_weights: got {len(weights)} of them, expected {len(dims)}, one a prefix"
-        )
-    return [
-        (dim, check.number("matryoshka_weights", w)) for dim, w in zip(dims, weights, strict=True)
-    ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.reductions import row_lse, score_sum
 from .arguments import Number, Reduction, describe, pairs, reduced, row_ids
+from .matryoshka import Dims, Weights, summed
 
 Direction = Literal["query_to_key", "query_to_query", "key_to_query", "key_to_key"]
 DIRECTIONS: tuple[Direction, ...] = (
@@ -28,6 +29,8 @@ def joint_nce(
     temperature: Number | Tensor = 0.01,
     directions: Sequence[Direction] = DIRECTIONS,
     pair_counts: Literal[1, 2] = 2,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -47,7 +50,8 @@ def joint_nce(
         directions: which of the four sums there are; ``"query_to_key"`` always is.
         pair_counts: how often s(q_i, k_i) is in Z_i where both sums over pairs are: twice as the
             formula is written, or once. (Which of the two the authors ran is not public.)
-        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        matryoshka_dims, matryoshka_weights, normalize, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; one prefix after another.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
 
     Returns:
@@ -67,29 +71,34 @@ def joint_nce(
     if pair_counts not in (1, 2):
         raise ValueError(f"pair_counts: got {pair_counts!r}, expected 1 or 2")
     ids = row_ids(query.shape[0], query)
-    sums = []
-    for anchor, other, across, within in (
-        (query, key, "query_to_key", "query_to_query"),
-        (key, query, "key_to_query", "key_to_key"),
-    ):
-        blocks = [b for b, name in ((other, across), (anchor, within)) if name in directions]
-        if not blocks:
-            continue
-        problem, operands = describe(
-            anchor,
-            torch.cat(blocks),
-            temperature=temperature,
-            normalize=normalize,
-            ids=ids,
-            key_ids=ids.repeat(len(blocks)),
-            workspace_bytes=workspace_bytes,
-        )
-        sums.append(row_lse(problem, operands, backend))
-    pair = score_sum(problem, operands._replace(query=query, key=key))
-    twice = "key_to_query" in directions and pair_counts == 2
-    own = torch.full_like(pair, 2.0 if twice else 1.0).log()
-    negatives = sums[0] if len(sums) == 1 else _logaddexp(*sums)
-    return reduced(_logaddexp(negatives - pair, own), reduction)
+
+    def losses(query: Tensor, key: Tensor) -> Tensor:
+        sums = []
+        for anchor, other, across, within in (
+            (query, key, "query_to_key", "query_to_query"),
+            (key, query, "key_to_query", "key_to_key"),
+        ):
+            blocks = [b for b, name in ((other, across), (anchor, within)) if name in directions]
+            if not blocks:
+                continue
+            problem, operands = describe(
+                anchor,
+                torch.cat(blocks),
+                temperature=temperature,
+                normalize=normalize,
+                ids=ids,
+                key_ids=ids.repeat(len(blocks)),
+                workspace_bytes=workspace_bytes,
+            )
+            sums.append(row_lse(problem, operands, backend))
+        pair = score_sum(problem, operands._replace(query=query, key=key))
+        twice = "key_to_query" in directions and pair_counts == 2
+        own = torch.full_like(pair, 2.0 if twice else 1.0).log()
+        negatives = sums[0] if len(sums) == 1 else _logaddexp(*sums)
+        return _logaddexp(negatives - pair, own)
+
+    parts = summed(losses, (query, key), matryoshka_dims, matryoshka_weights)
+    return reduced(parts, reduction)
 
 
 def _logaddexp(x: Tensor, y: Tensor) -> Tensor:

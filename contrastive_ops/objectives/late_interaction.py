@@ -57,7 +57,7 @@ def token_similarity(
     q_mask, k_mask = _checked("query", query, query_mask), _checked("key", key, key_mask)
     check.same("key", key, "query", query)
     query, key = wide(query), wide(key)
-    if normalize:
+    if check.flag("normalize", normalize):
         query, key = unit_rows(query), unit_rows(key)
     room = workspace(workspace_bytes)
     forth = _aggregated(query, key, q_mask, k_mask, aggregate != "sum", room)

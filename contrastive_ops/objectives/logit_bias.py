@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..engine.softmax_ce import softmax_ce
 from .arguments import Number, Reduction, describe, divisor, matrices, pairs, row_ids, shares, wide
 from .distance import squared_l2_factors, with_key_bias
 from .info_nce import info_nce
+from .matryoshka import Dims, Weights, summed
 
 
 def sampled_softmax(
@@ -25,6 +25,8 @@ def sampled_softmax(
     positives: Tensor | None = None,
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = False,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -38,8 +40,9 @@ def sampled_softmax(
         query, key: (N, D) and (M, D).
         key_log_probability: (M,) log of the probability of key j being in the batch, floating,
             finite, not differentiated.
-        temperature, positives, query_ids, key_ids, normalize, reduction, backend, workspace_bytes:
-            as in :func:`contrastive_ops.info_nce`; the defaults are the raw dot product.
+        temperature, positives, query_ids, key_ids, matryoshka_dims, matryoshka_weights, normalize,
+        reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`, one prefix
+            after another; the defaults are the raw dot product.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -51,22 +54,27 @@ def sampled_softmax(
     check.matrix("key_log_probability", key_log_probability, (1,))
     check.shaped("key_log_probability", key_log_probability, ((key.shape[0],),), query)
     scale, tensor = divisor(temperature, query)
-    if normalize:
-        query, key = unit_rows(wide(query)), unit_rows(wide(key))
+    check.flag("normalize", normalize)
     bias = -key_log_probability.detach()
-    query, key = with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor)
-    return info_nce(
-        query,
-        key,
-        temperature=temperature,
-        positives=positives,
-        query_ids=query_ids,
-        key_ids=key_ids,
-        normalize=False,
-        reduction=reduction,
-        backend=backend,
-        workspace_bytes=workspace_bytes,
-    )
+
+    def loss(query: Tensor, key: Tensor) -> Tensor:
+        if normalize:
+            query, key = unit_rows(wide(query)), unit_rows(wide(key))
+        query, key = with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor)
+        return info_nce(
+            query,
+            key,
+            temperature=temperature,
+            positives=positives,
+            query_ids=query_ids,
+            key_ids=key_ids,
+            normalize=False,
+            reduction=reduction,
+            backend=backend,
+            workspace_bytes=workspace_bytes,
+        )
+
+    return summed(loss, (query, key), matryoshka_dims, matryoshka_weights)
 
 
 def squared_l2_nce(
@@ -75,6 +83,8 @@ def squared_l2_nce(
     *,
     temperature: Number | Tensor = 1.0,
     symmetric: bool = False,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -85,8 +95,8 @@ def squared_l2_nce(
 
     Args:
         query, key: (N, D) and (M, D), M >= N, rows as they are; key i is the positive of query i.
-        temperature, symmetric, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`.
+        temperature, symmetric, matryoshka_dims, matryoshka_weights, reduction, backend,
+        workspace_bytes: as in :func:`contrastive_ops.info_nce`; one prefix after another.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -94,17 +104,20 @@ def squared_l2_nce(
     Source: Eysenbach et al. 2024, "Inference via Interpolation" (arXiv 2403.04082; T = 2,
     symmetric).
     """
-    query, key = squared_l2_factors(*matrices(query=query, key=key))
-    return info_nce(
-        query,
-        key,
-        temperature=temperature,
-        symmetric=symmetric,
-        normalize=False,
-        reduction=reduction,
-        backend=backend,
-        workspace_bytes=workspace_bytes,
-    )
+
+    def loss(query: Tensor, key: Tensor) -> Tensor:
+        return info_nce(
+            *squared_l2_factors(query, key),
+            temperature=temperature,
+            symmetric=symmetric,
+            normalize=False,
+            reduction=reduction,
+            backend=backend,
+            workspace_bytes=workspace_bytes,
+        )
+
+    rows = matrices(query=query, key=key)
+    return summed(loss, rows, matryoshka_dims, matryoshka_weights)
 
 
 def brownian_bridge_nce(
@@ -182,6 +195,8 @@ def gaussian_decay_nce(
     *,
     decay_width: Number = 0.17,
     temperature: Number | Tensor = 0.05,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -196,7 +211,8 @@ def gaussian_decay_nce(
         query, key, negatives: (N, D) each; key i and negative i belong to query i.
         guide: ``(guide_query, guide_negatives)``, (N, G) each, the base model's embeddings.
         decay_width: alpha > 0, in logits (the authors: 0.17 for BERT, 8.58 for RoBERTa).
-        temperature, reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; one prefix after another, the guide whole.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -214,24 +230,28 @@ def gaussian_decay_nce(
             f"guide[0]: got {base[0].shape[0]} rows, expected {query.shape[0]} as in query"
         )
     ids = row_ids(query.shape[0], query)
-    problem, operands = describe(
-        query, key, temperature=temperature, ids=ids, workspace_bytes=workspace_bytes
-    )
-    scale = problem.scale
-    if operands.temperature is not None:
-        scale = 1 / operands.temperature.detach().to(operands.accumulation_dtype)  # type: ignore[assignment]
-    own, of_base = (_cosines(x, y) * scale for x, y in ((query, negatives), base))
-    gap = own - of_base.to(own.dtype)
-    weight = torch.where(gap > 0, 0.0, -own * torch.exp(-gap.square() / (2 * width**2)))
-    operands = operands._replace(
-        negatives=negatives,
-        negative_ids=ids.view(1, -1),
-        own_negatives=negatives.unsqueeze(1),
-        own_bias=weight.unsqueeze(1),
-    )
-    share = shares(reduction, query.shape[0])
-    return softmax_ce(problem, operands, share, backend)
+    of_base = _cosines(*base)
+
+    def loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
+        problem, operands = describe(
+            query, key, temperature=temperature, ids=ids, workspace_bytes=workspace_bytes
+        )
+        scale: Tensor | float = problem.scale
+        if operands.temperature is not None:
+            scale = 1 / operands.temperature.detach().to(operands.accumulation_dtype)
+        own = _cosines(query, negatives) * scale
+        gap = own - of_base.to(own.dtype) * scale
+        weight = torch.where(gap > 0, 0.0, -own * torch.exp(-gap.square() / (2 * width**2)))
+        operands = operands._replace(
+            negatives=negatives,
+            negative_ids=ids.view(1, -1),
+            own_negatives=negatives.unsqueeze(1),
+            own_bias=weight.unsqueeze(1),
+        )
+        return softmax_ce(problem, operands, shares(reduction, query.shape[0]), backend)
+
+    return summed(loss, (query, key, negatives), matryoshka_dims, matryoshka_weights)
 
 
-def _cosines(x: Tensor, y: Tensor) -> Any:
+def _cosines(x: Tensor, y: Tensor) -> Tensor:
     return (unit_rows(wide(x.detach())) * unit_rows(wide(y.detach()))).sum(1)

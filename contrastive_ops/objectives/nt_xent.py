@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import one_set
+from ..engine.problem import Operands, SimilarityProblem, one_set
 from ..engine.reductions import row_lse, score_sum
 from .arguments import (
     Number,
@@ -23,6 +23,8 @@ from .arguments import (
     temperature_or,
 )
 from .info_nce import reduced_softmax
+from .matryoshka import weighted_sum, with_prefixes
+from .statistics import Receiver
 
 
 def nt_xent(
@@ -41,6 +43,7 @@ def nt_xent(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""NT-Xent: each view of a sample looks for its other views among all rows of all views.
 
@@ -59,9 +62,10 @@ def nt_xent(
         positives_in_denominator: whether a positive's denominator counts the sample's other views.
             If not, each positive stands alone against the negatives (pytorch-metric-learning's
             NTXentLoss). Two views are the same either way.
-        margin, label_smoothing, false_negative_margin, matryoshka_dims, matryoshka_weights,
-        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`; the first five
-            need ``positives_in_denominator=True``.
+        margin, label_smoothing, false_negative_margin, statistics, matryoshka_dims,
+        matryoshka_weights, normalize, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; the first four need ``positives_in_denominator=True``,
+            and ``statistics`` take one product of their own.
         reduction: ``"mean"`` and ``"sum"`` over all V N rows, or ``"none"``, (V N,) view by view.
 
     Returns:
@@ -89,7 +93,7 @@ def nt_xent(
         normalize=normalize,
         workspace_bytes=workspace_bytes,
     )
-    if positives_in_denominator:
+    if check.flag("positives_in_denominator", positives_in_denominator):
         limit = math.inf
         if false_negative_margin is not None:
             limit = check.number("false_negative_margin", false_negative_margin)
@@ -100,21 +104,29 @@ def nt_xent(
         )
         problem, operands = one_set(problem, operands._replace(positives=others))
         return reduced_softmax(
-            problem, operands, matryoshka_dims, matryoshka_weights, None, reduction, backend
+            problem,
+            operands,
+            matryoshka_dims,
+            matryoshka_weights,
+            None,
+            reduction,
+            backend,
+            statistics,
         )
     _refuse(
         margin=margin,
         label_smoothing=label_smoothing,
         false_negative_margin=false_negative_margin,
-        matryoshka_dims=matryoshka_dims,
-        matryoshka_weights=matryoshka_weights,
+        statistics=statistics,
     )
-    negatives = row_lse(*one_set(problem, operands, sample), backend)
-    alone = [
-        softplus(negatives - score_sum(problem, operands, column.unsqueeze(1)))
-        for column in others.unbind(1)
-    ]
-    return reduced(torch.stack(alone, 1).mean(1), reduction)
+
+    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
+        negatives = row_lse(*one_set(p, o, sample), backend)
+        positives = [score_sum(p, o, column.unsqueeze(1)) for column in others.unbind(1)]
+        return softplus(negatives.unsqueeze(1) - torch.stack(positives, 1)).mean(1)
+
+    on_prefixes = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    return reduced(weighted_sum(*on_prefixes, losses), reduction)
 
 
 def _refuse(**options: Any) -> None:

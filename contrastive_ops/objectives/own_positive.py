@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..engine import check
-from ..engine.problem import scale_of
+from ..engine.problem import Operands, SimilarityProblem
 from ..engine.reductions import row_lse
-from ..engine.similarity import prepared
-from .arguments import Number, Reduction, describe, matrices, reduced, row_ids, softplus
+from .arguments import Number, Reduction, reduced, softplus
+from .groups import against_others, own_logits
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def own_positive_nce(
@@ -16,6 +16,8 @@ def own_positive_nce(
     positives: Tensor,
     *,
     temperature: Number | Tensor = 0.05,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -31,8 +33,8 @@ def own_positive_nce(
     Args:
         query: (N, D).
         positives: (N, P, D), P >= 1: a layer each, a view each.
-        temperature, normalize, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, normalize, reduction, backend,
+        workspace_bytes: as in :func:`contrastive_ops.info_nce`; one prefix after another.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -41,23 +43,18 @@ def own_positive_nce(
     Representations" (arXiv 2106.07345), whose loss adds up the layers where this one takes
     their mean.
     """
-    check.matrix("positives", positives, (3,))
-    n, width = positives.shape[0], positives.shape[1]
-    query, keys = matrices(query=query, positives=positives.reshape(-1, positives.shape[2]))
-    if query.shape[0] != n:
-        raise ValueError(f"positives: got {n} groups, expected {query.shape[0]} as in query")
-    ids = row_ids(n, query)
-    problem, operands = describe(
+    problem, operands = against_others(
         query,
-        keys,
+        "positives",
+        positives,
         temperature=temperature,
         normalize=normalize,
-        ids=ids,
-        key_ids=ids.repeat_interleave(width),
         workspace_bytes=workspace_bytes,
     )
-    unit = prepared(query, problem, operands.accumulation_dtype)
-    mine = prepared(keys, problem, operands.accumulation_dtype).view(n, width, -1)
-    logits = (unit.unsqueeze(1) * mine).sum(2) * scale_of(problem, operands)
-    negatives = row_lse(problem, operands, backend).unsqueeze(1)
-    return reduced(softplus(negatives - logits).mean(1), reduction)
+
+    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
+        negatives = row_lse(p, o, backend).unsqueeze(1)
+        return softplus(negatives - own_logits(p, o)).mean(1)
+
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    return reduced(weighted_sum(problem, operands, losses), reduction)

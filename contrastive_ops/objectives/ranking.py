@@ -94,7 +94,10 @@ def list_net(
     top-one probability.
     """
     scores, targets = (wide(x) for x in pairs(scores=scores, targets=targets))
-    p = torch.softmax(targets.detach() * inverse_temperature(teacher_temperature, targets), 1)
+    p = torch.softmax(
+        targets.detach() * inverse_temperature(teacher_temperature, targets, "teacher_temperature"),
+        1,
+    )
     log_q = torch.log_softmax(scores * inverse_temperature(temperature, scores), 1)
     return reduced(-(p * log_q.masked_fill(p == 0, 0.0)).sum(1), reduction)
 

@@ -138,7 +138,7 @@ def nce(
     if noise.dim() == 3 and noise.shape[0] != n:
         raise ValueError(f"noise: got {noise.shape[0]} groups, expected {n} as in query")
     query, positive, flat = wide(query), wide(positive), wide(flat)
-    if normalize:
+    if check.flag("normalize", normalize):
         query, positive, flat = unit_rows(query), unit_rows(positive), unit_rows(flat)
     query = query * inverse_temperature(temperature, query)
     count = noise.shape[-2]
@@ -190,7 +190,7 @@ def pair_bce(
     query, key = (wide(x) for x in pairs(query=query, key=key))
     check.matrix("targets", targets, (1,))
     check.shaped("targets", targets, ((query.shape[0],),), query)
-    if normalize:
+    if check.flag("normalize", normalize):
         query, key = unit_rows(query), unit_rows(key)
     logits = (query * key).sum(1) * inverse_temperature(temperature, query)
     logits = logits + _scalar("bias", bias, query)

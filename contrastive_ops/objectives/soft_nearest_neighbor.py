@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.reductions import row_lse
-from .arguments import Number, Reduction, describe, matrices, shares, temperature_or
+from .arguments import Number, Reduction, describe, matrices, shares, temperature_or, wide
 from .arguments import labels as checked_labels
 from .classes import classes, over_positives
 from .distance import squared_l2_factors
+from .matryoshka import Dims, Weights, summed
 
 
 def soft_nearest_neighbor(
@@ -21,6 +22,8 @@ def soft_nearest_neighbor(
     temperature: Number | Tensor = 1.0,
     scale: Number | Tensor | None = None,
     distance: Literal["sq_l2", "cosine"] = "sq_l2",
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -39,7 +42,8 @@ def soft_nearest_neighbor(
         scale: 1 / T instead of ``temperature``; giving both is an error.
         distance: d, the squared Euclidean distance of the rows as they are, or 1 - cosine.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
-        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        matryoshka_dims, matryoshka_weights, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`; one prefix after another.
 
     Returns:
         0-dim, or (N,): float32, float64 for float64 inputs.
@@ -54,20 +58,24 @@ def soft_nearest_neighbor(
     (rows,) = matrices(embeddings=embeddings)
     label = checked_labels("labels", labels, rows)
     check.choice("distance", distance, ("sq_l2", "cosine"))
-    query, key = rows, rows
-    if distance == "sq_l2":
-        query, key = squared_l2_factors(rows, rows)
-    problem, operands = describe(
-        query,
-        key,
-        temperature=temperature,
-        normalize=distance == "cosine",
-        ids=label,
-        workspace_bytes=workspace_bytes,
-    )
     found = classes(label)
     weight = shares(reduction, rows.shape[0], found.has_positive)
     if isinstance(weight, Tensor):
-        weight = weight.to(operands.accumulation_dtype)
-    negatives = row_lse(problem, operands, backend)
-    return over_positives("log_sum", problem, operands, found, negatives, weight, backend)
+        weight = weight.to(wide(rows[:0]).dtype)
+
+    def loss(rows: Tensor) -> Tensor:
+        query, key = rows, rows
+        if distance == "sq_l2":
+            query, key = squared_l2_factors(rows, rows)
+        problem, operands = describe(
+            query,
+            key,
+            temperature=temperature,
+            normalize=distance == "cosine",
+            ids=label,
+            workspace_bytes=workspace_bytes,
+        )
+        negatives = row_lse(problem, operands, backend)
+        return over_positives("log_sum", problem, operands, found, negatives, weight, backend)
+
+    return summed(loss, (rows,), matryoshka_dims, matryoshka_weights)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..engine.problem import Operands, SimilarityProblem, scale_of
 from ..engine.reductions import row_lse, score_sum
 from ..engine.similarity import full_precision, prepared
 from .arguments import Number, Reduction, describe, labels, matrices, pairs, reduced, row_ids
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def soft_target_nce(
@@ -23,6 +25,8 @@ def soft_target_nce(
     temperature: Number | Tensor = 0.05,
     query_ids: Tensor | None = None,
     key_ids: Tensor | None = None,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -40,7 +44,8 @@ def soft_target_nce(
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
         query_ids, key_ids: int64 (N,) and (M,), both or neither: keys with the query's id are no
             candidates. Their targets must be 0.
-        normalize, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        matryoshka_dims, matryoshka_weights, normalize, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
 
     Returns:
@@ -62,11 +67,12 @@ def soft_target_nce(
         key_ids=None if key_ids is None else labels("key_ids", key_ids, key),
         workspace_bytes=workspace_bytes,
     )
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     check.matrix("targets", targets)
     weight = targets.detach().to(operands.accumulation_dtype)
     if index is None:
         check.shaped("targets", targets, ((n, m),), query)
-        scores = _dense_score_sum(problem, operands, weight)
+        scores = weighted_sum(problem, operands, lambda p, o: _dense_score_sum(p, o, weight))
     else:
         index = check.integers("index", index, (tuple(targets.shape),), query)
         check.shaped("targets", targets, ((n, targets.shape[1]),), query)
@@ -77,7 +83,7 @@ def soft_target_nce(
         ):
             raise ValueError(f"index: got values outside [-1, {m}), expected indices into key")
         weight = torch.where(index >= 0, weight, 0.0)
-        scores = score_sum(problem, operands, index, weight)
+        scores = weighted_sum(problem, operands, lambda p, o: score_sum(p, o, index, weight))
     losses = weight.sum(1) * row_lse(problem, operands, backend) - scores
     return reduced(losses, reduction)
 
@@ -89,6 +95,8 @@ def ai_feedback_nce(
     *,
     smoothing: Literal["positive", "all"] = "all",
     temperature: Number | Tensor = 0.05,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
@@ -103,7 +111,8 @@ def ai_feedback_nce(
         query, key: (N, D) and (M, D), M >= N; key i is the graded positive of query i.
         quality: y, (N,) floating in [0, 1], not differentiated.
         smoothing: see above.
-        temperature, reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes: as in
+            :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -121,14 +130,17 @@ def ai_feedback_nce(
     problem, operands = describe(
         query, key, temperature=temperature, workspace_bytes=workspace_bytes
     )
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     y = quality.detach().to(operands.accumulation_dtype)
     lse = row_lse(problem, operands, backend)
-    positive = score_sum(problem, operands)
-    losses = y * (lse - positive)
+    losses = y * (lse - weighted_sum(problem, operands, score_sum))
     if smoothing == "all" and m > 1:
-        q, k = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))
-        others = ((k.sum(0) - k[:n]) * q).sum(1) * scale_of(problem, operands) / (m - 1)
-        losses = losses + (1 - y) * (lse - others)
+
+        def others(p: SimilarityProblem, o: Operands) -> Tensor:
+            q, k = (prepared(x, p, o.accumulation_dtype) for x in (o.query, o.key))
+            return ((k.sum(0) - k[:n]) * q).sum(1) * scale_of(p, o) / (m - 1)
+
+        losses = losses + (1 - y) * (lse - weighted_sum(problem, operands, others))
     return reduced(losses, reduction)
 
 
@@ -139,6 +151,8 @@ def quick_thought(
     window: int = 1,
     excluded_logit: Number | None = 0.0,
     temperature: Number | Tensor = 1.0,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = False,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -155,8 +169,9 @@ def quick_thought(
         window: how many sentences on either side count as neighbours.
         excluded_logit: what a sentence's own logit is set to. The authors' code sets it to 0, so
             that it remains a candidate with weight e^0; None leaves it out.
-        temperature, normalize, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; the defaults are the raw dot product.
+        temperature, matryoshka_dims, matryoshka_weights, normalize, reduction, backend,
+        workspace_bytes: as in :func:`contrastive_ops.info_nce`; the defaults are the raw dot
+            product.
 
     Raises:
         ValueError: fewer than two sentences, or as in :func:`info_nce`.
@@ -185,8 +200,9 @@ def quick_thought(
     index = ids.unsqueeze(1) + torch.tensor(steps, device=sentences.device)
     index = torch.where((index >= 0) & (index < n), index, -1)
     neighbours = (index >= 0).sum(1)
-    losses = row_lse(problem, operands, backend) - score_sum(problem, operands, index) / neighbours
-    return reduced(losses, reduction)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    scores = weighted_sum(problem, operands, lambda p, o: score_sum(p, o, index))
+    return reduced(row_lse(problem, operands, backend) - scores / neighbours, reduction)
 
 
 def uni_cl(
@@ -197,6 +213,8 @@ def uni_cl(
     *,
     temperature: Number | Tensor = 0.05,
     symmetric: bool = True,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -214,8 +232,8 @@ def uni_cl(
         query_labels, key_labels: int64 (N,) and (M,). Rows without a positive count 0 and are left
             out of the mean.
         symmetric: the mean of both directions' means (sums with ``"sum"``); ``"none"`` needs False.
-        temperature, normalize, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, normalize, reduction, backend,
+        workspace_bytes: as in :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: labels that are no integers of the right shape, or as in :func:`info_nce`.
@@ -226,7 +244,7 @@ def uni_cl(
     query, key = matrices(query=query, key=key)
     of_query = labels("query_labels", query_labels, query)
     of_key = labels("key_labels", key_labels, key)
-    if symmetric and reduction == "none":
+    if check.flag("symmetric", symmetric) and reduction == "none":
         raise ValueError("reduction: got 'none' with symmetric=True, expected 'mean' or 'sum'")
     sides = [(query, key, of_query, of_key)]
     if symmetric:
@@ -240,9 +258,11 @@ def uni_cl(
             normalize=normalize,
             workspace_bytes=workspace_bytes,
         )
-        means, count = _mean_logit_of_label(problem, operands, anchor_labels, candidate_labels)
+        problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+        groups = _groups(anchor_labels, candidate_labels)
+        means = weighted_sum(problem, operands, functools.partial(_mean_logit, groups=groups))
         rows = row_lse(problem, operands, backend) - means
-        losses.append(reduced(rows, reduction, count > 0))
+        losses.append(reduced(rows, reduction, groups.size > 0))
     return losses[0] if len(losses) == 1 else (losses[0] + losses[1]) / 2
 
 
@@ -276,19 +296,29 @@ def _dense_score_sum(problem: SimilarityProblem, o: Operands, targets: Tensor) -
         return (query * (targets @ key)).sum(1) * scale_of(problem, o)
 
 
-def _mean_logit_of_label(
-    problem: SimilarityProblem, o: Operands, query_labels: Tensor, key_labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(N,) mean logit of the keys of each query's label, and how many there are."""
+class _Groups(NamedTuple):
+    """The keys of each query's label."""
+
+    segment: Tensor  # (M,) which sum each key is part of
+    place: Tensor  # (N,) where the sum of a query's label is
+    size: Tensor  # (N,) how many keys it has
+
+
+def _groups(query_labels: Tensor, key_labels: Tensor) -> _Groups:
     order = key_labels.argsort(stable=True)
     ordered = key_labels[order]
-    segment_of_key = torch.empty_like(order)
-    segment_of_key[order] = torch.searchsorted(ordered, ordered)
+    segment = torch.empty_like(order)
+    segment[order] = torch.searchsorted(ordered, ordered)
     first = torch.searchsorted(ordered, query_labels)
     count = torch.searchsorted(ordered, query_labels, right=True) - first
+    return _Groups(segment, first.clamp(max=key_labels.shape[0] - 1), count)
+
+
+def _mean_logit(problem: SimilarityProblem, o: Operands, groups: _Groups) -> Tensor:
+    """(N,) mean logit of the keys of each query's label; 0 where there is none."""
     query = prepared(o.query, problem, o.accumulation_dtype)
     key = prepared(o.key, problem, o.accumulation_dtype)
-    sums = torch.zeros_like(key).index_put((segment_of_key,), key, accumulate=True)
-    mean = sums[first.clamp(max=key.shape[0] - 1)] / count.clamp(min=1).unsqueeze(1).to(key.dtype)
+    sums = torch.zeros_like(key).index_put((groups.segment,), key, accumulate=True)
+    mean = sums[groups.place] / groups.size.clamp(min=1).unsqueeze(1).to(key.dtype)
     means = (query * mean).sum(1) * scale_of(problem, o)
-    return torch.where(count > 0, means, 0.0), count
+    return torch.where(groups.size > 0, means, 0.0)

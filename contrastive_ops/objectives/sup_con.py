@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import on_prefixes, one_set, prefix
+from ..engine.problem import Operands, SimilarityProblem, one_set
 from ..engine.reductions import row_lse
 from ..engine.softmax_ce import softmax_ce
 from .arguments import (
@@ -23,7 +22,7 @@ from .arguments import (
 )
 from .arguments import labels as checked_labels
 from .classes import classes, mean_positive_logit, over_positives
-from .info_nce import checked_prefixes
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def sup_con(
@@ -34,8 +33,8 @@ def sup_con(
     scale: Number | Tensor | None = None,
     sum_over_positives: Literal["out", "in"] = "out",
     positives_in_denominator: bool = True,
-    matryoshka_dims: Sequence[int] | None = None,
-    matryoshka_weights: Sequence[Number] | None = None,
+    matryoshka_dims: Dims = None,
+    matryoshka_weights: Weights = None,
     normalize: bool = True,
     reduction: Reduction = "mean",
     backend: str | None = None,
@@ -61,8 +60,8 @@ def sup_con(
         scale: 1 / T instead of ``temperature``; giving both is an error.
         sum_over_positives: whether the sum over positives is outside or inside the logarithm.
         positives_in_denominator: whether a positive's denominator counts the other positives.
-        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`; in one pass for
-            ``"out"`` with all positives in the denominator, else one prefix after another.
+        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`: one pass for
+            the default form, one prefix after another for the others.
         normalize: cosine similarity if True, dot products if False.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
         backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
@@ -82,10 +81,7 @@ def sup_con(
     label = checked_labels("labels", labels, rows)
     check.choice("sum_over_positives", sum_over_positives, ("out", "in"))
     n = rows.shape[0]
-    prefixes = [(rows.shape[1], 1.0)]
-    if matryoshka_dims is not None or matryoshka_weights is not None:
-        prefixes = checked_prefixes(rows, matryoshka_dims, matryoshka_weights)
-    every = positives_in_denominator
+    every = check.flag("positives_in_denominator", positives_in_denominator)
     outside = sum_over_positives == "out"
     problem, operands = describe(
         rows,
@@ -94,48 +90,34 @@ def sup_con(
         normalize=normalize,
         workspace_bytes=workspace_bytes,
     )
-    if matryoshka_dims is not None and not (every and outside):
-        parts = [
-            w
-            * sup_con(
-                rows[:, :dim],
-                label,
-                temperature=temperature,
-                sum_over_positives=sum_over_positives,
-                positives_in_denominator=every,
-                normalize=normalize,
-                reduction=reduction,
-                backend=backend,
-                workspace_bytes=workspace_bytes,
-            )
-            for dim, w in prefixes
-        ]
-        return torch.stack(parts).sum(0)
-    alone = one_set(problem, operands, None if every and outside else label)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     found = classes(label)
     some = found.has_positive
     weight = shares(reduction, n, some)
-    if every and outside:
-        means = [
-            w * mean_positive_logit(problem, prefix(operands, dim), found) for dim, w in prefixes
-        ]
-        mean = torch.stack(means).sum(0)
-        if matryoshka_dims is not None:
-            alone = on_prefixes(*alone, prefixes)
+    if every and outside:  # linear in the log-sum-exps
+
+        def mean_positive(p: SimilarityProblem, o: Operands) -> Tensor:
+            return mean_positive_logit(p, o, found)
+
+        alone = one_set(problem, operands)
+        positives = weighted_sum(problem, operands, mean_positive)
         if weight is None or n == 1:  # a single row has no candidate: log-sum-exp -inf
-            losses = row_lse(*alone, backend)
-            losses = torch.where(some, losses, 0.0) - mean
+            losses = torch.where(some, row_lse(*alone, backend), 0.0) - positives
             return losses if weight is None else losses.sum()
         assert isinstance(weight, Tensor)
         weight = weight.to(operands.accumulation_dtype)
         none = torch.empty(n, 0, dtype=torch.int64, device=rows.device)
         total = softmax_ce(alone[0], alone[1]._replace(positives=none), weight, backend)
-        return total - (weight * mean).sum()
-    negatives = row_lse(*alone, backend)
+        return total - (weight * positives).sum()
     how = "log_sum" if every else ("mean_own" if outside else "log_sum_own")
-    losses = over_positives(how, problem, operands, found, negatives, weight, backend)
-    if outside:
-        return losses
-    # The logarithm's mean over positives, where `over_positives` has their sum.
-    spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
-    return losses + reduced(spread, reduction, some)
+
+    def loss(p: SimilarityProblem, o: Operands) -> Tensor:
+        negatives = row_lse(*one_set(p, o, label), backend)
+        losses = over_positives(how, p, o, found, negatives, weight, backend)
+        if outside:
+            return losses
+        # The logarithm's mean over positives, where `over_positives` has their sum.
+        spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
+        return losses + reduced(spread, reduction, some)
+
+    return weighted_sum(problem, operands, loss)

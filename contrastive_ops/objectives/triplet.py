@@ -170,7 +170,12 @@ def triplet(
     if margin != "soft":
         margin = check.number("margin", margin)
     rows = pairs(anchor=anchor, positive=positive, negative=negative)
-    a, p, n = (unit_rows(wide(x)) if normalize or distance == "cosine" else wide(x) for x in rows)
+    a, p, n = (
+        unit_rows(wide(x))
+        if check.flag("normalize", normalize) or distance == "cosine"
+        else wide(x)
+        for x in rows
+    )
     return reduced(_hinge(distances(a, p, distance), distances(a, n, distance), margin), reduction)
 
 
@@ -195,7 +200,7 @@ def distance_matrix(x: Tensor, y: Tensor, distance: str) -> Tensor:
 
 def _distance_rows(rows: Tensor, distance: str, normalize: bool) -> Tensor:
     rows = wide(rows)
-    if normalize:
+    if check.flag("normalize", normalize):
         return unit_rows(rows)
     if distance == "cosine":
         raise ValueError("normalize: got False with distance='cosine', expected True")

@@ -173,6 +173,7 @@ template <class S>
 void close_rows(const S& st, const Stripe& s) {
   for_each_closing(st, s.rows, [&](int64_t r) {
     close_query(st, s.begin + r, negatives_of_row(st, s, r), true);
+    if (st.p.summary) summarise_row(st, s, r);
   });
 }
 

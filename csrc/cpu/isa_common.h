@@ -12,6 +12,7 @@ namespace {
 #include "pack.h"
 #include "exclusions.h"
 #include "statistics.h"
+#include "summary.h"
 #include "direct.h"
 #include "scan.h"
 #include "coefficients.h"

@@ -53,6 +53,11 @@ struct Stats {
   double* count = nullptr;          // how many of them                    (smoothing only, else null)
 };
 
+// What a row's summary holds, in this order: how many kept negatives have a logit above that of the
+// best positive; the largest of their logits (-inf: there are none); how many they are; the sum of
+// their logits; the positives' mean logit; the entropy of the softmax over all, in nats.
+constexpr int summary_numbers = 6;
+
 template <class Acc>                // float for 16- and 32-bit inputs, double for float64
 struct Problem {
   DType dtype = DType::float32;
@@ -118,6 +123,7 @@ struct Problem {
   Stats row;                        // (rows); with prefixes (prefix_count, kinds, rows)
   Stats column;                     // (keys.count), two_directions only
   void* x_grad = nullptr;           // (rows, dim) contiguous, Problem::dtype; null: frozen
+  double* summary = nullptr;        // (summary_numbers, rows), with the losses; null: not wanted
   double* temperature_grad = nullptr;  // one number: d total / d temperature; null: not wanted
   double* bias_grad = nullptr;         // likewise, pairwise only
 };

@@ -30,7 +30,7 @@ template <class S>
 void measure_positives(const S& st, int64_t i) {
   using Acc = typename S::Acc;
   const auto& p = st.p;
-  double weakest = infinity<double>, norm = 0;
+  double weakest = infinity<double>, norm = 0, best = -infinity<double>, best_norm = 0;
   for (int64_t k = 0; k < p.positives; ++k) {
     const int64_t at = i * p.positives + k, j = st.positive_index(i, k);
     st.positive_logit[at] = 0;
@@ -41,10 +41,17 @@ void measure_positives(const S& st, int64_t i) {
       weakest = s;
       norm = double(st.keys.scale[j].norm);
     }
+    if (!(s <= best)) {
+      best = s;
+      best_norm = double(st.keys.scale[j].norm);
+    }
   }
   const double epsilon = sizeof(Acc) == 4 ? __FLT_EPSILON__ : __DBL_EPSILON__;
-  const double slack = 16 * epsilon * (p.normalize ? 1 : double(st.x_scale[i].norm) * norm);
-  st.threshold[i] = Acc(double(st.c) * (weakest + double(p.false_negative_margin) + slack));
+  const auto slack = [&](double y_norm) {
+    return 16 * epsilon * (p.normalize ? 1 : double(st.x_scale[i].norm) * y_norm);
+  };
+  st.threshold[i] = Acc(double(st.c) * (weakest + double(p.false_negative_margin) + slack(norm)));
+  if (p.summary) st.rank_limit[i] = Acc(double(st.c) * (best - double(p.margin) + slack(best_norm)));
 }
 
 // The norms decide whether logits are bounded; NaN rows are NaN either way.

@@ -43,6 +43,7 @@ void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::
     leave_out(column_s, true);
   }
   leave_out(strip.s, false);
+  if (st.p.summary) summarise_strip(strip, factor);
 
   if (st.p.pairwise) {
     const int64_t at = tile.index * st.rows + (strip.row - strip.stripe.begin);

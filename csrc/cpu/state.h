@@ -16,6 +16,12 @@ struct RowSoftmax {
   Acc factor, lse, smooth;
 };
 
+// A tile's part of a row's summary (summary.h).
+template <class Acc>
+struct RowSummary {
+  Acc max, sum, weighted, logits, count, above;
+};
+
 template <class E, class P>
 struct State : Plan<E, P> {
   using Base = Plan<E, P>;
@@ -25,7 +31,7 @@ struct State : Plan<E, P> {
 
   // ---- O(N + M) numbers
   RowScale<Acc>*x_scale, *own_scale;
-  Acc *positive_logit, *threshold, *own_logit;
+  Acc *positive_logit, *threshold, *rank_limit, *own_logit;
   double *positive_coefficient, *row_lse, *row_dot, *own_dot;
   RowSoftmax<Acc>* softmax;
   LogSum* column_sum;
@@ -41,6 +47,7 @@ struct State : Plan<E, P> {
   // ---- a stripe's partial sums, [tile][row] and [chunk][column]
   Acc *part_max, *part_sum, *part_logits, *part_count;
   Acc *column_part_max, *column_part_sum, *column_part_logits, *column_part_count;
+  RowSummary<Acc>* part_summary;
   // ---- packed operands, tiles, sums
   bool* strips_packed;  // by which worker, where each packs for itself
   Unit *x_strips, *x_panels, *yt_panels, *y_panels;
@@ -118,6 +125,7 @@ struct State : Plan<E, P> {
     positive_logit = cursor.take<Acc>(n * p.positives);
     positive_coefficient = cursor.take<double>(n * p.positives);
     threshold = cursor.take<Acc>(n);
+    rank_limit = cursor.take<Acc>(p.summary ? n : 0);
     row_lse = cursor.take<double>(n);
     row_dot = cursor.take<double>(n);
     softmax = cursor.take<RowSoftmax<Acc>>(n);
@@ -139,6 +147,7 @@ struct State : Plan<E, P> {
     column_part_logits = cursor.take<Acc>(smoothing ? column_partials : 0);
     column_part_count = cursor.take<Acc>(smoothing ? column_partials : 0);
 
+    part_summary = cursor.take<RowSummary<Acc>>(p.summary ? partials : 0);
     layout_pieces(cursor);
     const int64_t row_units = divide_up(this->rows, P::pack);
     strips_packed = cursor.take<bool>(this->packers());

@@ -35,6 +35,30 @@ def angle_scores(u, v):
     return (z.real + z.imag).sum(1).abs()
 
 
+def in_batch(u, v):
+    """AnglE's in-batch term: each of the 2 N rows finds its partner, weighted by the pair's y."""
+    rows = torch.cat([u, v])
+    logits = (20 * cos(rows, rows)).masked_fill(torch.eye(2 * N, dtype=torch.bool), -math.inf)
+    partner = torch.arange(2 * N).roll(N)
+    return (TARGETS.repeat(2) * F.cross_entropy(logits, partner, reduction="none")).mean()
+
+
+def our_in_batch(u, v):
+    rows, own = torch.cat([u, v]), torch.arange(2 * N)
+    targets, index = TARGETS.repeat(2).unsqueeze(1), own.roll(N).unsqueeze(1)
+    ids = {"query_ids": own, "key_ids": own}
+    return co.soft_target_nce(rows, rows, targets, index=index, **ids)
+
+
+def two_dimensions(u, v, x, y):
+    def both(a, b):
+        halves = a[:, :2], b[:, :2]
+        return cosent(angle_scores(a, b)) + 0.5 * cosent(angle_scores(*halves))
+
+    last, layer = torch.cat([x, y]).detach() / 0.3, torch.cat([u, v]) / 0.3
+    return both(x, y) + both(u, v) / 3 + 0.3 * kl(last, layer)
+
+
 def kl(p_logits, q_logits):
     p = p_logits.softmax(1)
     return (p * (p_logits.log_softmax(1) - q_logits.log_softmax(1))).sum(1).mean()
@@ -238,7 +262,24 @@ ROWS = [
         lambda T, x: co.embedding_kl(x, TEACHER_ROWS, temperature=T),
         lambda T, x: kl(TEACHER_ROWS / T, x / T),
         rows_of((), (N, D)),
-        "Layers and prefixes loop over angle and info_nce; PCA by `Whitening`.",
+        "ESE's PCA-compressed prefix: the same on `Whitening` of both.",
+    ),
+    Row(
+        "002#72+",
+        "2DMSE, layers and prefixes",
+        2024,
+        "adaptive_layers(lambda u, v: matryoshka(loss, u, v, dims=dims), layers)",
+        lambda u, v, x, y: co.adaptive_layers(
+            lambda a, b: co.matryoshka(
+                lambda c, d: co.angle(c, d, TARGETS), a, b, dims=[4, 2], weights=[1.0, 0.5]
+            ),
+            [(u, v), (x, y)],
+            indices=[2],
+        ),
+        two_dimensions,
+        rows_of((N, D), (N, D), (N, D), (N, D)),
+        "Earlier layers and prefixes are drawn by the caller; their weights 1 / (1 + l).",
+        stops_gradient=True,
     ),
     Row(
         "002#83",
@@ -275,13 +316,17 @@ ROWS = [
         "x2",
         "AnglE",
         2023,
-        "w1 * cosent(cos, y) + w2 * info_nce(u, v) + w3 * angle(u, v, y)",
+        "w1 * cosent(cos, y) + w2 * soft_target_nce(rows, rows, y, ...) + w3 * angle(u, v, y)",
         lambda u, v: (
-            co.cosent((unit(u) * unit(v)).sum(1), TARGETS) + 0.02 * co.angle(u, v, TARGETS)
+            co.cosent((unit(u) * unit(v)).sum(1), TARGETS)
+            + our_in_batch(u, v)
+            + 0.02 * co.angle(u, v, TARGETS)
         ),
-        lambda u, v: cosent((unit(u) * unit(v)).sum(1)) + 0.02 * cosent(angle_scores(u, v)),
+        lambda u, v: (
+            cosent((unit(u) * unit(v)).sum(1)) + in_batch(u, v) + 0.02 * cosent(angle_scores(u, v))
+        ),
         PAIR,
-        "Its 'tau' multiplies, as `scale` does.",
+        "Its 'tau' multiplies, as `scale` does; rows are both sides, each finding its partner.",
     ),
     Row(
         "x2+",
