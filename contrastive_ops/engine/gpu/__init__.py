@@ -14,13 +14,25 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..problem import Gradients, Operands, SimilarityProblem, Wanted, Weight
+from ..problem import (
+    Gradients,
+    Operands,
+    SimilarityProblem,
+    Wanted,
+    Weight,
+    two_directions_fused,
+)
 from . import gradients, passes
 from .prepared import prepare
 
 # float64 never comes here: `backends.choose` hands it to `torch`.
-FUSES_TWO_DIRECTIONS = True
 TAKES_HALF = True
+
+
+def serves(problem: SimilarityProblem, operands: Operands) -> bool:
+    if problem.one_set or problem.prefixes or problem.tile_map:
+        return False
+    return not problem.symmetric or two_directions_fused(problem, operands)
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
