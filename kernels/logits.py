@@ -40,6 +40,7 @@ def tile_logits(
     depth,
     guide_depth,
     DIAGONAL: tl.constexpr,
+    TRIANGLE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
     UNIT: tl.constexpr,
     SHIFTED: tl.constexpr,
@@ -56,7 +57,7 @@ def tile_logits(
     SHIFTED: `static` comes off every logit, and what is past the last column is -inf; with COLUMNS,
     what is past the last row, too. Without, those are anything. Rows that hold NaN were prepared as
     zeros with a norm of NaN, so that what is loaded twice at an edge is a number; only dot products
-    (not UNIT) can be infinite there.
+    (not UNIT) can be infinite there. TRIANGLE: of one set against itself, pairs above the diagonal.
     """
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
@@ -111,10 +112,12 @@ def tile_logits(
     elif bias is not None:
         logit += LOG2E * tl.load(bias + columns, mask=column_inside, other=0.0)[None, :]
     if HAS_GROUP:
-        mine = (columns // group)[None, :] == rows[:, None]
-        logit = tl.where(mine, logit + group_log_weight * LOG2E, logit)
+        own = (columns // group)[None, :] == rows[:, None]
+        logit = tl.where(own, logit + group_log_weight * LOG2E, logit)
     if DIAGONAL:
         logit = tl.where(rows[:, None] == columns[None, :], -float("inf"), logit)
+    if TRIANGLE:
+        logit = tl.where(rows[:, None] < columns[None, :], logit, -float("inf"))
     if index is not None:
         for p in range(positives):
             at = index + rows.to(tl.int64) * positives + p

@@ -30,7 +30,7 @@ TAKES_HALF = True
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
-    if problem.one_set or problem.prefixes or problem.tile_map:
+    if problem.prefixes or problem.tile_map:
         return False
     return not problem.symmetric or two_directions_fused(problem, operands)
 
@@ -75,17 +75,17 @@ def total(
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         wide = operands.query.dtype == torch.float16
-        if any(wanted) and gradients.can_keep(job):
-            weighted, grads = gradients.with_kept_exponentials(job, weight, wanted)
+        if not any(wanted):
+            settled = passes.settle(job, *passes.statistics(job), weight, gradients=False)
+            weighted, grads = settled.weighted, Gradients()
+        elif job.two_way or job.one_set:
+            job, kept = gradients.keeping(job)
+            states = passes.statistics(job, kept)
+            weighted, grads = gradients.from_statistics(
+                job, *states, weight, wanted, wide=wide, kept=kept
+            )
         else:
-            row_state, column_state = passes.statistics(job)
-            if any(wanted):
-                weighted, grads = gradients.from_statistics(
-                    job, row_state, column_state, weight, wanted, wide=wide
-                )
-            else:
-                settled = passes.settle(job, row_state, column_state, weight, gradients=False)
-                weighted, grads = settled.weighted, Gradients()
+            weighted, grads = gradients.one_way(job, weight, wanted)
         assert weighted is not None
         return weighted.sum().to(torch.float32), grads
 
