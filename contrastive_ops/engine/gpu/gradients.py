@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,11 +38,10 @@ def from_statistics(
     """Weighted losses and gradients: 2G beyond the statistics for rows whose exponentials were
     kept, 3G for the others, whose logits are recomputed; of one set against itself half as much."""
     settled = passes.settle(job, row_state, column_state, weight, gradients=True)
-    carried = 2 * NORM_TARGET.get(job.query.data.dtype, 0) if job.problem.normalize else 0
-    factor, undo = _factor(job, weight, carried)
-    out = _Outputs(job, settled, wanted, wide)
+    factor, undo = scaling_of(job, weight, passes.carried(job))
+    out = Outputs(job, settled, wanted, wide)
     own = out.own()
-    n, done = job.query.count, 0
+    done = 0
     for part in kept:
         block, rows_here = job.blocks[0], (part.begin, part.end)
         columns = part.left, block.rows.count
@@ -55,19 +54,12 @@ def from_statistics(
         out.take(block, part.values, rows_here, columns, product, True)
         out.finish_query(product, rows_here, own, None, undo)
         done = part.end
-    height = _height(job, n - done, bool(kept)) if done < n else 1
-    widths = [_width(job, block, height, bool(kept)) for block in job.blocks]
-    buffer = _buffer(job, height, max(widths, default=1)).view(-1) if done < n else None
-    for begin in range(done, n, height):
-        rows_here = begin, min(begin + height, n)
+    chunks = Chunks(job, done, bool(kept))
+    for rows_here in chunks.rows():
         product = out.query_rows(*rows_here)
         fresh = True
-        for block, step in zip(job.blocks, widths, strict=True):
-            if buffer is None or not (wanted[0] or out.wants(block)):
-                continue
-            for first in range(begin if job.one_set else 0, block.rows.count, step):
-                columns = first, min(first + step, block.rows.count)
-                z = _view(buffer, rows_here[1] - begin, columns[1] - first)
+        for block, columns, z in chunks.of(rows_here):
+            if wanted[0] or out.wants(block):
                 passes.write_coefficients(job, block, settled, rows_here, columns, z, factor)
                 out.take(block, z, rows_here, columns, product, fresh)
                 fresh = False
@@ -118,11 +110,11 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
     half = job.query.data.dtype == torch.float16
     carried = NORM_TARGET[torch.float16] if half and job.problem.normalize else 0
     kept_factor = 2.0 ** (HALF_ROOM + carried) if half else 1.0
-    factor, undo = _factor(job, weight, 0)
+    factor, undo = scaling_of(job, weight, 0)
     undo_y = undo / kept_factor
     state = passes.empty_state(job, n)
     settled = passes.unsettled(job, True, True)
-    out = _Outputs(job, settled, wanted, half)
+    out = Outputs(job, settled, wanted, half)
     height = _kept_height(job)
     wants_any_y = any(out.wants(block) for block in job.blocks)
     buffers = [_buffer(job, height, block.rows.count) for block in job.blocks]
@@ -183,7 +175,7 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
     return settled.weighted, out.gradients()
 
 
-class _Outputs:
+class Outputs:
     """The gradients under way, and how each is finished."""
 
     def __init__(self, job: Job, settled: Settled, wanted: Wanted, wide: bool) -> None:
@@ -417,14 +409,13 @@ class _Outputs:
     def gradients(self) -> Gradients:
         temperature = None
         given = self.job.operands.temperature
-        if self.wanted[4] and given is not None:
-            assert self.settled.slope is not None
+        if self.wanted[4] and given is not None and self.settled.slope is not None:
             slope = self.settled.slope.sum()
             temperature = (-slope * self.job.scale**2).to(given.dtype)
         return Gradients(self.query, self.key, self.negatives, self.own_grad, temperature)
 
 
-def _factor(job: Job, weight: Weight, carried: int) -> tuple[Tensor | float, Tensor | float]:
+def scaling_of(job: Job, weight: Weight, carried: int) -> tuple[Tensor | float, Tensor | float]:
     """What scales 16-bit intermediates of float16 rows, a power of two, and its inverse.
 
     A row's weight bounds them, over the norms of 2**carried that they have besides.
@@ -459,28 +450,41 @@ def _elements(job: Job) -> int:
     return max(1, job.problem.workspace_bytes // job.query.data.element_size())
 
 
-def _chunk(job: Job, kept: bool) -> int:
-    """Elements of a chunk of coefficients."""
-    return _elements(job) // (4 if kept else 1)
+class Chunks:
+    """Coefficients some rows and columns at a time, in one buffer that the workspace holds."""
 
+    def __init__(self, job: Job, done: int = 0, kept: bool = False) -> None:
+        """Of rows from `done` on; ``kept``: most of the workspace is taken already."""
+        self.job = job
+        self.done = done
+        count = job.query.count - done
+        unit = config.chunk_unit(passes.interpreted())
+        elements = _elements(job) // (4 if kept else 1)
+        widest = max([block.rows.count for block in job.blocks], default=1)
+        # Nearly square ones move the accumulators least; of one set against itself what lies below
+        # the diagonal is wasted, and flat ones waste least.
+        side = max(unit, math.isqrt(elements) // unit * unit)
+        if widest < side or job.one_set:
+            side = max(unit, elements // widest // unit * unit)
+        self.height = _even(count, side, unit) if count else 1
+        most = max(unit, elements // self.height // unit * unit)
+        self.widths = [_even(block.rows.count, most, unit) for block in job.blocks]
+        width = max(self.widths, default=1) if count else 0
+        self.buffer = _buffer(job, self.height, width).view(-1)
 
-def _height(job: Job, count: int, kept: bool) -> int:
-    """Rows of a chunk. Nearly square chunks move the accumulators least; of one set against itself
-    what lies below the diagonal is wasted, and flat ones waste least."""
-    unit = config.chunk_unit(passes.interpreted())
-    elements = _chunk(job, kept)
-    side = max(unit, math.isqrt(elements) // unit * unit)
-    widest = max([block.rows.count for block in job.blocks], default=1)
-    if widest < side or job.one_set:
-        side = max(unit, elements // widest // unit * unit)
-    return _even(count, side, unit)
+    def rows(self) -> Iterator[tuple[int, int]]:
+        n = self.job.query.count
+        for begin in range(self.done, n, self.height):
+            yield begin, min(begin + self.height, n)
 
-
-def _width(job: Job, block: Block, height: int, kept: bool) -> int:
-    """Columns of a chunk."""
-    unit = config.chunk_unit(passes.interpreted())
-    most = max(unit, _chunk(job, kept) // height // unit * unit)
-    return _even(block.rows.count, most, unit)
+    def of(self, rows_here: tuple[int, int]) -> Iterator[tuple[Block, tuple[int, int], Tensor]]:
+        """(block, columns, coefficients) of some rows, one after another in the same memory."""
+        begin, end = rows_here
+        for block, step in zip(self.job.blocks, self.widths, strict=True):
+            count = block.rows.count
+            for first in range(begin if self.job.one_set else 0, count, step):
+                columns = first, min(first + step, count)
+                yield block, columns, _view(self.buffer, end - begin, columns[1] - first)
 
 
 def _even(count: int, most: int, unit: int) -> int:

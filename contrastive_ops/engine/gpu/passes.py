@@ -16,7 +16,7 @@ from ...kernels import combine, config, rows
 from ...kernels import kept as kept_kernel
 from ...kernels import statistics as statistics_kernel
 from . import prepared
-from .prepared import Block, Job, interpreted
+from .prepared import NORM_TARGET, Block, Job, interpreted
 
 STATE_KINDS = 5
 """float64, O(N) numbers each; see `kernels.combine.close`."""
@@ -60,10 +60,15 @@ def variants(job: Job, block: Block, *, levered: bool) -> list[tuple[bool, bool,
 
 
 def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
+    return tile_of(job, block, _role(job, block, bounded, levered))
+
+
+def tile_of(job: Job, block: Block, plain: str) -> config.Tile:
+    """The tile of an epilogue that plays this role where nothing screens pairs."""
     data = job.query.data
     return config.tile_for(
         prepared.architecture(data.device),
-        _role(job, block, bounded, levered),
+        _screened(job, block) or plain,
         data.element_size(),
         job.problem.precision,
         interpreted(),
@@ -71,20 +76,22 @@ def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
 
 
 def _role(job: Job, block: Block, bounded: bool, levered: bool) -> str:
+    if levered:
+        return "levered" if bounded else "screened"
+    return "plain" if bounded else "maxima"
+
+
+def _screened(job: Job, block: Block) -> str | None:
     if block.guide is not None:
         return "guided"
     by_pair = block.ids is not None or (block.in_batch and job.index is not None)
     by_value = job.problem.label_smoothing > 0 or (block.in_batch and job.limit is not None)
-    if by_pair or by_value or (levered and not bounded):
-        return "screened"
-    if levered:
-        return "levered"
-    return "plain" if bounded else "maxima"
+    return "screened" if by_pair or by_value else None
 
 
-def levered(job: Job) -> bool:
-    """Whether sums for the temperature's gradient are wanted."""
-    return job.operands.temperature is not None
+def carried(job: Job) -> int:
+    """log2 of the norms that coefficients carry the inverse of."""
+    return 2 * NORM_TARGET.get(job.query.data.dtype, 0) if job.problem.normalize else 0
 
 
 def statistics(job: Job, kept: list[Kept] | None = None) -> tuple[Tensor, Tensor | None]:
@@ -105,7 +112,7 @@ def statistics(job: Job, kept: list[Kept] | None = None) -> tuple[Tensor, Tensor
         for part in (kept or []) if block.in_batch else []:
             measure(job, block, part.begin, part.end, row_state, columns, add=started, kept=part)
             done = part.end
-        for begin, end in _stripes(job, block, columns is not None, done, bool(kept)):
+        for begin, end in stripes(job, block, columns is not None, done, bool(kept)):
             measure(job, block, begin, end, row_state, columns, add=started)
         started = True
     if job.operands.own_negatives is not None:
@@ -126,11 +133,11 @@ def empty_state(job: Job, count: int) -> Tensor:
     return torch.empty((STATE_KINDS, count), dtype=torch.float64, device=job.query.data.device)
 
 
-def _stripes(
+def stripes(
     job: Job, block: Block, columns: bool, done: int, keeps: bool
 ) -> Iterator[tuple[int, int]]:
     """Rows from `done` on, as many at a time as have their partials in the workspace."""
-    tiles = [tile for *_, tile in variants(job, block, levered=levered(job))]
+    tiles = [tile for *_, tile in variants(job, block, levered=job.levered)]
     side = max(max(tile.block_m, tile.block_n) for tile in tiles)
     m = block.rows.count
     width = min(tile.block_n for tile in tiles)
@@ -144,7 +151,7 @@ def _stripes(
 
 
 def _planes(job: Job) -> int:
-    return 6 if levered(job) else 4 if job.problem.label_smoothing > 0 else 2
+    return 6 if job.levered else 4 if job.problem.label_smoothing > 0 else 2
 
 
 def measure(
@@ -168,18 +175,18 @@ def measure(
     left = begin if job.one_set else 0
     count, m = end - begin, block.rows.count - left
     tops, width = None, 0
-    for bounded, check, tile in variants(job, block, levered=levered(job)):
+    for bounded, check, tile in variants(job, block, levered=job.levered):
         tiles_m, tiles_n = triton.cdiv(count, tile.block_m), triton.cdiv(m, tile.block_n)
         parts = _parts(job, tiles_n, count)
         column_parts = None if column_state is None else _parts(job, tiles_m, m)
-        arguments = _tile_arguments(job, block, tile)
+        arguments = tile_arguments(job, block, tile)
         programs = _above(tiles_m, tiles_n, tile) if job.one_set else tiles_m * tiles_n
         statistics_kernel.statistics[(programs,)](
             **arguments,
             reference=job.reference,
             row_parts=parts,
             column_parts=column_parts,
-            kept=_target(None if kept is None else kept.values, arguments, tile),
+            kept=target(None if kept is None else kept.values, arguments, tile),
             kept_factor=kept_factor,
             offset=float(job.offset),
             row_begin=begin,
@@ -190,13 +197,13 @@ def measure(
             BOUNDED=bounded,
             CHECK=check,
             SMOOTHING=smoothing,
-            LEVER=levered(job),
+            LEVER=job.levered,
         )
         shared: dict[str, Any] = {
             "offset": float(job.offset),
             "STATIC": bounded,
             "SMOOTHING": smoothing,
-            "LEVER": levered(job),
+            "LEVER": job.levered,
             "CHECK": check,
             "RANGE": job.range,
             "log2_count": job.log2_count,
@@ -261,14 +268,14 @@ def measure_own(
         width=width,
         padded=job.query.padded,
         NORMALIZE=job.problem.normalize,
-        LEVER=levered(job),
+        LEVER=job.levered,
         BLOCK=triton.next_power_of_2(job.query.padded),
         num_warps=8,
         **job.scaling,
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](
         parts, row_state, offset=0.0, tiles=1, begin=begin, count=count, whole=n, STATIC=False,
-        SMOOTHING=job.problem.label_smoothing > 0, LEVER=levered(job), RUNNING=add,
+        SMOOTHING=job.problem.label_smoothing > 0, LEVER=job.levered, RUNNING=add,
         CHECK=False, RANGE=job.range, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
         num_warps=CLOSING_WARPS,
     )  # fmt: skip
@@ -329,7 +336,7 @@ def settle(
         SCALE_IS_TENSOR=isinstance(job.scale, Tensor),
         WEIGHT_IS_TENSOR=isinstance(weight, Tensor),
         SMOOTHING=job.problem.label_smoothing > 0,
-        LEVER=levered(job),
+        LEVER=job.levered,
         STATIC=static,
         CHECK=check,
         RANGE=job.range,
@@ -381,7 +388,7 @@ def write_coefficients(
         if only_unbounded and bounded:
             continue
         grid = (triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n),)
-        arguments = _tile_arguments(job, block, tile)
+        arguments = tile_arguments(job, block, tile)
         coefficients_kernel.coefficients[grid](
             **arguments,
             row_offset=settled.row[0],
@@ -391,7 +398,7 @@ def write_coefficients(
             column_amount=column[1],
             column_even=column[2],
             factor=factor,
-            z=_target(z, arguments, tile),
+            z=target(z, arguments, tile),
             row_begin=row_range[0],
             row_end=row_range[1],
             column_begin=column_range[0],
@@ -460,7 +467,7 @@ def rescale(
         )
 
 
-def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]:
+def tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]:
     """What `statistics` and `coefficients` have in common."""
     problem, operands = job.problem, job.operands
     x, y = job.query.data, block.rows.data
@@ -520,7 +527,7 @@ BULK_IN_THE_INTERPRETER = False
 """Tests set it to run the kernels' loads through tensor descriptors."""
 
 
-def _target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> Any:
+def target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> Any:
     """Where tiles are stored: as a descriptor for bulk stores."""
     if z is None or not arguments["BULK"]:
         return z

@@ -112,6 +112,11 @@ class Job:
         return self.problem.one_set
 
     @property
+    def levered(self) -> bool:
+        """Whether sums for the temperature's gradient are taken."""
+        return self.operands.temperature is not None
+
+    @property
     def log2_count(self) -> float:
         """log2 of the longest sum."""
         return math.log2(max(self.query.count, *(block.rows.count for block in self.blocks), 1))
