@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import contrastive_ops
 from contrastive_ops import topk_similarity
 from contrastive_ops.engine import extension
-from contrastive_ops.engine.select import SCANS, Exclusions, row_select
+from contrastive_ops.engine.exclusions import Exclusions
+from contrastive_ops.engine.select import SCANS, row_select
 
 WORKING = [name for name, status in contrastive_ops.backends().items() if status == "ok"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -13,6 +13,7 @@ from typing import Any
 import dense
 import torch
 from cases import CASES, N, normal
+from selection import selection_checks
 from torch import Tensor
 
 from contrastive_ops import info_nce
@@ -66,6 +67,7 @@ def all_checks(device: str) -> Iterator[Check]:
         yield f"own log-weight {log_weight}", partial(check_own_weight, log_weight, device)
     yield "margin without negatives", partial(check_margin_alone, device)
     yield "strided row weights", partial(check_strided_weights, device)
+    yield from selection_checks(device)
 
 
 def _short(dtype: torch.dtype) -> str:
