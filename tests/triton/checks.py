@@ -14,7 +14,6 @@ from typing import Any
 import dense
 import torch
 from cases import CASES, N, normal
-from selection import selection_checks
 from torch import Tensor
 
 from contrastive_ops import info_nce
@@ -24,7 +23,7 @@ SINGLE = [torch.float32, torch.bfloat16, torch.float16]
 HALF = SINGLE[1:]
 
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES: tuple[str, ...] = ("selection",)
 """Modules beside this one, one a kernel family, each with `all_checks`."""
 
 
@@ -94,7 +93,6 @@ def info_nce_checks(device: str) -> Iterator[Check]:
         yield f"own log-weight {log_weight}", partial(check_own_weight, log_weight, device)
     yield "margin without negatives", partial(check_margin_alone, device)
     yield "strided row weights", partial(check_strided_weights, device)
-    yield from selection_checks(device)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -24,8 +24,9 @@ from ...kernels import config
 from ...kernels import select as kernels
 from ..scores import row_measures, unpacked
 from ..select_torch import Block, merge
-from .passes import _descriptor as descriptor
-from .prepared import architecture, interpreted, row_programs
+from . import prepared
+from .passes import descriptor
+from .prepared import interpreted, row_programs
 
 EXACT_PAIRS = 64
 NORM_BITS = 9
@@ -64,7 +65,7 @@ def _select(
         for row in range(0, n, rows_at_once):
             part = slice(row, min(n, row + rows_at_once))
             x = Side.of(block.query[part], block.normalize)
-            span = _Span(block, x, y, part, column, width, budget)
+            span = Span(block, x, y, part, column, width, budget)
             limit = None if block.upper is None else block.upper[part]
             over, count = span.run(scores[part], indices[part], limit)
             scored += count
@@ -132,13 +133,20 @@ class Scanned:
     """float64 (n,): the norm of row - factor * data."""
 
 
-class _Products:
+class Products:
     """The scan's products of some rows and columns in one dtype, and how far off they may be."""
 
-    def __init__(self, span: _Span, dtype: torch.dtype) -> None:
+    def __init__(self, span: Span, dtype: torch.dtype) -> None:
         self.span, self.x, self.y = span, span.x.scanned(dtype), span.y.scanned(dtype)
         self.tile = config.tile_for(
-            architecture(self.x.data.device), "plain", dtype.itemsize, "ieee", interpreted()
+            prepared.architecture(self.x.data.device),
+            "plain",
+            dtype.itemsize,
+            "ieee",
+            interpreted(),
+        )
+        self.values_tile = (
+            config.VALUES_INTERPRETED if interpreted() else config.VALUES[dtype.itemsize]
         )
         possible = ~span.y.norm.isnan()
         half_square = -0.5 * span.y.norm.square() if span.l2 else torch.zeros_like(span.y.norm)
@@ -207,27 +215,35 @@ class _Products:
     ) -> tuple[Tensor, Tensor | None]:
         """(pairs, width) values of listed pairs, and how many of each are above the cap."""
         span, device = self.span, row.device
-        values = torch.empty((len(row), span.width), device=device)
-        lost = None if cap is None else torch.empty(len(row), dtype=torch.int32, device=device)
         order = group.argsort(stable=True)
-        tile = config.VALUES_INTERPRETED if interpreted() else config.VALUES[self.x.data.itemsize]
+        block_m = self.values_tile.block_m
         count = torch.bincount(group, minlength=span.groups)
-        tiles = (count + tile.block_m - 1) // tile.block_m
+        tiles = (count + block_m - 1) // block_m
         of_tile = torch.arange(span.groups, device=device).repeat_interleave(tiles)
         start, last = count.cumsum(0) - count, count.cumsum(0)
         place = torch.arange(len(of_tile), device=device) - (tiles.cumsum(0) - tiles)[of_tile]
-        kernels.group_values[(len(of_tile),)](
-            self.x.data, self.y.data, pair_row=row[order], tile_group=of_tile,
-            tile_begin=start[of_tile] + place * tile.block_m, tile_end=last[of_tile],
-            values=values, lost=lost, BLOCK_M=tile.block_m, BLOCK_K=tile.block_k,
-            num_warps=tile.warps, num_stages=tile.stages, **self._common(cap),
-        )  # fmt: skip
+        begin = start[of_tile] + place * block_m
+        values, lost = self.values_by_tile(row[order], of_tile, begin, last[of_tile], cap)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=device)
         return values[back], None if lost is None else lost[back]
 
+    def values_by_tile(
+        self, row: Tensor, group: Tensor, begin: Tensor, end: Tensor, cap: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of pairs in order of groups: tile t has [begin[t], end[t]), of group[t]."""
+        tile = self.values_tile
+        values = torch.empty((len(row), self.span.width), device=row.device)
+        lost = None if cap is None else row.new_empty(len(row), dtype=torch.int32)
+        kernels.group_values[(len(group),)](
+            self.x.data, self.y.data, pair_row=row, tile_group=group, tile_begin=begin,
+            tile_end=end, values=values, lost=lost, BLOCK_M=tile.block_m, BLOCK_K=tile.block_k,
+            num_warps=tile.warps, num_stages=tile.stages, **self._common(cap),
+        )  # fmt: skip
+        return values, lost
 
-class _Span:
+
+class Span:
     """Some rows against some columns."""
 
     def __init__(
@@ -257,8 +273,8 @@ class _Span:
         """Merges into scores and indices, in place; what is above the limit, and pairs scored."""
         self.scores, self.indices, self.upper = scores, indices, upper
         k, n = scores.shape[1], len(scores)
-        self.products = products = _Products(self, torch.float16)
-        self.fine: _Products | None = None
+        self.products = products = Products(self, torch.float16)
+        self.fine: Products | None = None
         cap = None
         if upper is not None:
             cap = self._limits(upper) + products.error.amax(1)
@@ -332,7 +348,7 @@ class _Span:
         reaches = (value + error[:, None] >= tau[row][:, None]) & (value > -torch.inf)
         if int(reaches.sum()) > MANY * k * len(tau):
             if self.fine is None:
-                self.fine = _Products(self, torch.float32)
+                self.fine = Products(self, torch.float32)
             error = self.fine.error[row, group]
             value = self.fine.values(row, group, None)[0].masked_fill(~reaches, -torch.inf)
             tau = self._raised_by(row, value, error, tau, cap)
@@ -363,16 +379,21 @@ class _Span:
     def _score(self, row: Tensor, column: Tensor) -> None:
         if not len(row):
             return
+        score = self.exact(row, column)
+        self.scored += len(row)
+        over = merge(row, column + self.first, score, self.scores, self.indices, self.upper)
+        if self.over is not None and over is not None:
+            self.over += over
+
+    def exact(self, row: Tensor, column: Tensor) -> Tensor:
+        """Scores of listed pairs."""
         x, y = self.x, self.y
         score = torch.empty(len(row), dtype=torch.float32, device=row.device)
         kernels.pair_scores[(triton.cdiv(len(row), EXACT_PAIRS),)](
             x.rows, x.rows.stride(0), x.unit, y.rows, y.rows.stride(0), y.unit, row, column, score,
             len(row), x.rows.shape[1], L2=self.l2, ROWS=EXACT_PAIRS, enable_fp_fusion=False,
         )  # fmt: skip
-        self.scored += len(row)
-        over = merge(row, column + self.first, score, self.scores, self.indices, self.upper)
-        if self.over is not None and over is not None:
-            self.over += over
+        return score
 
 
 def _width(columns: int, k: int) -> int:
