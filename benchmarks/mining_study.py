@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 64,
     "first_epochs": 2,
     "epochs": 4,
-    "learning_rate": 0.02,
+    "learning_rate": 0.003,
     "temperature": 0.05,
     "num_negatives": 4,
     "held_out": 0.2,

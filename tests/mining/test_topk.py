@@ -139,6 +139,54 @@ def test_the_scan_leaves_few_pairs_to_score(scan):
 
 
 @pytest.mark.usefixtures("cpu_kernel")
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_many_near_equal_are_scanned_anew(metric):
+    """Candidates that the first scan's bound leaves together; pieces change nothing."""
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn(10, 64, generator=generator)
+    y, x = (
+        base[torch.randint(0, 10, (rows,), generator=generator)]
+        + 0.02 * torch.randn(rows, 64, generator=generator)
+        for rows in (1500, 60)
+    )
+    expected = row_select(x, y, 3, metric=metric, backend="reference")
+    found = row_select(x, y, 3, metric=metric, backend="cpu")
+    assert_equal(found, expected)
+    if row_select(x, y, 3, metric=metric, backend="cpu", scan="int8").scored > 0.3 * found.pairs:
+        assert found.scored < 0.15 * found.pairs
+    limit = expected.scores[:, 1] + 1e-6
+    expected = row_select(x, y, 3, metric=metric, backend="reference", upper=limit)
+    for budget in (1 << 20, None):
+        found = row_select(
+            x, y, 3, metric=metric, backend="cpu", upper=limit, workspace_bytes=budget
+        )
+        assert_equal(found, expected)
+    first = row_select(x, y[:700], 3, metric=metric, backend="cpu", upper=limit)
+    found = row_select(
+        x, y[700:], 3, metric=metric, backend="cpu", upper=limit, first=700, into=first
+    )
+    assert_equal(found, expected)
+
+
+@pytest.mark.usefixtures("cpu_kernel")
+def test_bytes_are_scanned_as_they_are():
+    """No bytes are rounded to other bytes: the scan leaves what a scan in float32 leaves."""
+    generator = torch.Generator().manual_seed(5)
+    y, x = (
+        torch.randint(-45, 46, (rows, 96), dtype=torch.int8, generator=generator)
+        for rows in (6000, 24)
+    )
+    for normalize in (False, True):
+        expected = row_select(x, y, 5, normalize=normalize, backend="reference")
+        scored = []
+        for scan in ("float32", "int8"):
+            found = row_select(x, y, 5, normalize=normalize, backend="cpu", scan=scan)
+            assert_equal(found, expected)
+            scored.append(found.scored)
+        assert scored[1] <= 1.05 * scored[0]
+
+
+@pytest.mark.usefixtures("cpu_kernel")
 def test_k_beyond_a_thousand_and_all_of_it():
     x, y = brute.clustered(9, 5000, 32)
     for k in (1024, 1500, 5000):
