@@ -57,7 +57,7 @@ def topk_similarity(
         query_ids, corpus_ids: int64 (N,) and (M,), both or neither: candidates with the query's id
             are left out.
         backend: see :func:`contrastive_ops.backends`.
-        workspace_bytes: besides inputs and results; 56 MiB by default.
+        workspace_bytes: besides inputs and results; 56 MiB by default, on a GPU 1 GiB.
 
     Returns:
         ``(scores, indices)``, (N, k): descending, ties to the lower index. Where exclusions leave
