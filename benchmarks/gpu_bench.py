@@ -116,7 +116,8 @@ def _step(loss: Loss, leaves: list[Tensor]) -> Tensor:
     for x in leaves:
         x.grad = None
     value = loss(*leaves)
-    value.backward()
+    if value.requires_grad:  # a selection has no gradient
+        value.backward()
     return value
 
 

@@ -33,6 +33,7 @@ LIBRARY_EFFICIENCY = 0.75
 STREAM_EFFICIENCY = 0.8
 LAUNCH_SECONDS = 3e-6
 L2_BYTES_A_CLOCK = 64
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ _TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
     torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
 }
 
 
@@ -130,7 +133,7 @@ def _recording(steps: list[Launch | Product], chip: config.Architecture) -> Iter
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         names = [parameter.name for parameter in self.params]
         given = dict(zip(names, args, strict=False)) | kwargs
-        options = {k: given.pop(k) for k in ("num_warps", "num_stages") if k in given}
+        options = {k: given.pop(k) for k in _OPTIONS if k in given}
         if set(given) != set(names):
             raise ValueError(f"{self.__name__}: arguments {set(given) ^ set(names)}")
         steps.append(Launch(self, given, tuple(grid), options))
@@ -201,9 +204,20 @@ def _softmax_work(operations: float, target: str) -> Callable[[dict[str, Any]], 
     return work
 
 
+def _selection_work(columns: str, target: str) -> Callable[[dict[str, Any]], Work]:
+    def work(a: dict[str, Any]) -> Work:
+        m, n, depth = a["BLOCK_M"], a[columns], a["depth"]
+        l2_bytes = float((m + n) * depth * itemsize(a["x"]))
+        return Work(2.0 * m * n * depth, l2_bytes, m * n, 0, 4, _bytes(a[target]))
+
+    return work
+
+
 TILE_KERNELS: dict[str, Callable[[dict[str, Any]], Work]] = {
     "statistics": _softmax_work(8, "kept"),
     "coefficients": _softmax_work(9, "z"),
+    "group_maxima": _selection_work("BLOCK_N", "most"),
+    "group_values": _selection_work("WIDTH", "values"),
 }
 """Kernels that have to use the tensor cores, by name: their work from a launch's arguments. Every
 other kernel counts as row-wise."""

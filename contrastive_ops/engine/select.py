@@ -6,6 +6,7 @@ backend finds it (in what precision, blocks or order it scans) changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import backends, extension, select_torch
+from .exclusions import Exclusions
 from .scores import Metric, pair_scores, prepared_rows, score_dtype
 
 Scan = Literal["automatic", "float32", "bfloat16", "int8"]
@@ -20,34 +22,8 @@ SCANS = ("automatic", "float32", "bfloat16", "int8")
 MiB = 1 << 20
 SELECT_WORKSPACE_BYTES = 56 * MiB
 """What a selection may keep besides inputs and results, unless told."""
-
-
-@dataclass(frozen=True)
-class Exclusions:
-    """What rows leave out: row i the candidates ``index[begin[i]:begin[i + 1]]``, ascending."""
-
-    begin: Tensor
-    index: Tensor
-
-    def rows(self, start: int, stop: int) -> Exclusions:
-        """Those of some rows."""
-        first, last = int(self.begin[start]), int(self.begin[stop])
-        return Exclusions(self.begin[start : stop + 1] - first, self.index[first:last])
-
-    @staticmethod
-    def of(index: Tensor) -> Exclusions:
-        """From (N, E) indices, negative ones being pads, in any order and as often as they like."""
-        ordered = index.to(torch.int64).sort(1).values
-        keep = ordered >= 0
-        keep[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        begin = torch.zeros(len(index) + 1, dtype=torch.int64, device=index.device)
-        torch.cumsum(keep.sum(1), 0, out=begin[1:])
-        return Exclusions(begin, ordered[keep])
-
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """(row, index) of every exclusion."""
-        rows = torch.arange(len(self.begin) - 1, device=self.begin.device)
-        return rows.repeat_interleave(self.begin.diff()), self.index
+GPU_WORKSPACE_BYTES = 1024 * MiB
+"""The same on a GPU, where only a long span is more work than its launches."""
 
 
 @dataclass(frozen=True)
@@ -110,22 +86,23 @@ def row_select(
         into: the selection from earlier blocks, to go on with.
         scan: what the scan multiplies; the answer does not depend on it.
         backend: as everywhere.
-        workspace_bytes: besides inputs and results.
+        workspace_bytes: besides inputs and results; 56 MiB by default, on a GPU 1 GiB.
     """
-    name = backends.choose(backend, query.device)
+    name = backends.choose(backend, query.device, query.dtype)
     start = into or empty_selection(query, k, count_above=upper is not None)
     if corpus.shape[0] == 0 or query.shape[0] == 0:
         return start
-    budget = SELECT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
+    default = SELECT_WORKSPACE_BYTES if query.device.type == "cpu" else GPU_WORKSPACE_BYTES
+    budget = default if workspace_bytes is None else workspace_bytes
     query, corpus = query.detach(), corpus.detach()
     if name == "cpu":
         found = _on_cpu(
             start, query, corpus, normalize, metric, exclude, upper, first, scan, budget
         )
     else:
-        select = _densely if name == "reference" else select_torch.select
         exclude = exclude or Exclusions.of(query.new_empty((query.shape[0], 0)))
-        block = select_torch.Block(query, corpus, normalize, metric, exclude.pairs(), upper, first)
+        block = select_torch.Block(query, corpus, normalize, metric, exclude, upper, first)
+        select = _selector(name)
         found = replace(start, **select(block, start.scores, start.indices, start.above, budget))
     return replace(
         found,
@@ -133,6 +110,15 @@ def row_select(
         pairs=start.pairs + query.shape[0] * corpus.shape[0],
         nan_rows=start.nan_rows + found.nan_rows,
     )
+
+
+def _selector(name: str) -> Callable[..., dict[str, Any]]:
+    """What merges a block into the best so far, by backend."""
+    if name == "triton":
+        from .gpu import select as gpu_select
+
+        return gpu_select.select
+    return _densely if name == "reference" else select_torch.select
 
 
 def _on_cpu(
@@ -182,7 +168,7 @@ def _densely(
     y, norms = prepared_rows(block.corpus, block.normalize)
     all_scores = torch.cat([pair_scores(row, y, block.metric).unsqueeze(0) for row in x])
     valid = ~all_scores.isnan()
-    rows, columns = block.left_out
+    rows, columns = block.exclude.pairs()
     inside = (columns >= block.first) & (columns < block.first + len(y))
     valid[rows[inside], columns[inside] - block.first] = False
     if block.upper is not None and above is not None:

@@ -10,26 +10,31 @@ without a reference set a row is no positive of its own. Nothing is differentiat
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.scores import prepared_rows
+from ..engine.scores import pair_scores, prepared_rows
 from ..engine.select import row_select
+from ..engine.select_torch import merge
 from ..engine.similarity import full_precision
 from .exclusions import equal_ids
 
 Distance = Literal["euclidean", "cosine", "dot"]
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
 Triplets = tuple[Tensor, Tensor, Tensor]
+Tuples = TypeVar("Tuples", Pairs, Triplets)
 _TILE = 1 << 21
 """Similarities at hand at once."""
+_ANCHORS = 128
+"""Anchors that meet the rows of their own classes together."""
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Prepared rows, so that similarities are products; ``own``: the reference set is the batch."""
 
     x: Tensor
@@ -51,20 +56,39 @@ class _Batch(NamedTuple):
         same = self.labels[rows, None] == self.ref_labels
         return value.masked_fill_(same, left_out)
 
+    def classes(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Blocks of anchors of neighbouring classes against the rows of these classes.
+
+        (b,) anchors, (w,) rows, ascending within a class, (b, w) similarities, and which of them
+        are of positive pairs.
+        """
+        order, ref_order = (ids.argsort(stable=True) for ids in (self.labels, self.ref_labels))
+        labels, ref_labels = self.labels[order], self.ref_labels[ref_order]
+        begins = torch.searchsorted(ref_labels, labels).tolist()
+        ends = torch.searchsorted(ref_labels, labels, right=True).tolist()
+        start = 0
+        while start < len(order):
+            stop = min(len(order), start + _ANCHORS)
+            while stop > start + 1 and (stop - start) * (ends[stop - 1] - begins[start]) > _TILE:
+                stop = (start + stop + 1) // 2
+            anchor, row = order[start:stop], ref_order[begins[start] : ends[stop - 1]]
+            with full_precision(self.x.device):
+                value = self.x[anchor] @ self.y[row].T
+            positive = self.labels[anchor, None] == self.ref_labels[row]
+            if self.own:
+                positive &= anchor[:, None] != row
+            yield anchor, row, value, positive
+            start = stop
+
     def positives(self) -> tuple[Tensor, Tensor, Tensor]:
         """(anchor, positive, similarity) of every positive pair, in order: O(pairs)."""
-        pairs = equal_ids(self.labels, self.ref_labels)
-        anchor, positive = pairs.pairs()
-        if self.own:
-            other = anchor != positive
-            anchor, positive = anchor[other], positive[other]
-        step = max(1, _TILE // self.x.shape[1])
-        parts = [
-            (self.x[a] * self.y[p]).sum(1)
-            for a, p in zip(anchor.split(step), positive.split(step), strict=True)
-        ]
-        value = torch.cat(parts) if parts else self.x.new_empty(0)
-        return anchor, positive, value
+        parts = []
+        for anchor, row, value, positive in self.classes():
+            i, j = positive.nonzero(as_tuple=True)
+            parts.append((anchor[i], row[j], value[i, j]))
+        anchors, rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        order = anchors.argsort(stable=True)
+        return anchors[order], rows[order], values[order]
 
 
 def _batch(
@@ -73,42 +97,92 @@ def _batch(
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     normalize: bool,
-) -> _Batch:
+) -> Batch:
     x = check.matrix("embeddings", embeddings).detach()
     labels = check.integers("labels", labels, ((len(x),),), x)
     if (ref_emb is None) != (ref_labels is None):
         raise ValueError("ref_emb, ref_labels: got one of them, expected both or neither")
     rows = prepared_rows(x, normalize)[0]
     if ref_emb is None or ref_labels is None:
-        return _Batch(rows, rows, labels, labels, True)
+        return Batch(rows, rows, labels, labels, True)
     y = check.matrix("ref_emb", ref_emb).detach()
     check.same("ref_emb", y, "embeddings", x)
     ref_labels = check.integers("ref_labels", ref_labels, ((len(y),),), y)
-    return _Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
+    return Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
 
 
-def _extreme(batch: _Batch, easiest: bool) -> tuple[Tensor, Tensor]:
-    """(B,) the most (or least) similar positive and its similarity; -1 where there is none."""
-    anchor, positive, value = batch.positives()
-    n = len(batch.x)
-    # Equal similarities: the lower index.
-    order = positive.argsort(stable=True)
-    order = order[value[order].argsort(stable=True, descending=easiest)]
-    order = order[anchor[order].argsort(stable=True)]
-    anchor, positive, value = anchor[order], positive[order], value[order]
-    begin = torch.searchsorted(anchor, torch.arange(n, device=anchor.device))
-    present = begin < len(anchor)
-    at = begin.clamp(max=max(0, len(anchor) - 1))
-    index = torch.full((n,), -1, dtype=torch.int64, device=anchor.device)
-    best = torch.full((n,), math.nan, dtype=value.dtype, device=value.device)
-    if len(anchor):
-        present &= anchor[at] == torch.arange(n, device=anchor.device)
-        index = torch.where(present, positive[at], index)
-        best = torch.where(present, value[at], best)
-    return index, best
+def _extreme(batch: Batch, easiest: bool) -> tuple[Tensor, Tensor]:
+    """(B,) the most (or least) similar positive and its score; -1 and NaN where there is none.
+
+    Products find who it may be; scores, as those of negatives, say who it is.
+    """
+    n, dim = batch.x.shape
+    sign = 1 if easiest else -1
+    index = torch.full((n, 1), -1, dtype=torch.int64, device=batch.x.device)
+    best = torch.full((n, 1), -math.inf, dtype=batch.x.dtype, device=batch.x.device)
+    x_norm, y_norm = (torch.linalg.vector_norm(rows, dim=1) for rows in (batch.x, batch.y))
+    slack = 2 * (dim + 32) * torch.finfo(batch.x.dtype).eps * x_norm
+    pairs: list[tuple[Tensor, Tensor]] = []
+    room = max(1, _TILE // (2 * dim))
+
+    def settle() -> None:
+        a, p = (torch.cat(each) for each in zip(*pairs, strict=True))
+        pairs.clear()
+        for i, j in zip(a.split(room), p.split(room), strict=True):
+            merge(i, j, sign * pair_scores(batch.x[i], batch.y[j], "dot"), best, index, None)
+
+    for anchor, row, value, positive in batch.classes():
+        if not value.shape[1]:
+            continue
+        value = (sign * value).masked_fill_(~positive, -math.inf)
+        doubt = slack[anchor] * y_norm[row].amax()
+        near = positive & ~(value < (value.amax(1) - doubt)[:, None])
+        i, j = near.nonzero(as_tuple=True)
+        pairs.append((anchor[i], row[j]))
+        if sum(len(a) for a, _ in pairs) > 4 * room:
+            settle()
+    if pairs:
+        settle()
+    found = index[:, 0]
+    return found, torch.where(found >= 0, sign * best[:, 0], math.nan)
 
 
-class _EasyHard:
+def _nearest_negative(batch: Batch, upper: Tensor | None, backend: str | None) -> Tensor:
+    """(B,) the most similar negative, at most as similar as ``upper``; -1 where there is none."""
+    found = row_select(
+        batch.x,
+        batch.y,
+        1,
+        normalize=False,
+        exclude=equal_ids(batch.labels, batch.ref_labels),
+        upper=upper,
+        backend=backend,
+    )
+    return found.indices[:, 0]
+
+
+class _Miner(ABC, Generic[Tuples]):
+    """What every miner is called with, in one place; ``normalize``: cosines instead of products."""
+
+    normalize: bool = True
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tuples:
+        """Tuples of a batch (B, D), (B,), or of it with a reference set (M, D), (M,)."""
+        with torch.no_grad():
+            return self.mine(_batch(embeddings, labels, ref_emb, ref_labels, self.normalize))
+
+    @abstractmethod
+    def mine(self, batch: Batch) -> Tuples:
+        """Tuples of prepared rows."""
+
+
+class _EasyHard(_Miner[Tuples]):
     """One positive and one negative for each anchor that has both."""
 
     def __init__(
@@ -122,35 +196,20 @@ class _EasyHard:
         self.positive, self.negative = positive, negative
         self.normalize, self.backend = normalize, backend
 
-    def mine(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-    ) -> Triplets:
-        batch = _batch(embeddings, labels, ref_emb, ref_labels, self.normalize)
+    def one_of_each(self, batch: Batch) -> Triplets:
+        """(anchor, positive, negative) of the anchors that have both."""
         positive, value = _extreme(batch, self.positive == "easy")
         upper = None
         if self.negative == "semihard":
             # Strictly further away than the positive.
             below = torch.nextafter(value, torch.full_like(value, -math.inf))
             upper = torch.where(value.isnan(), math.inf, below)
-        same = equal_ids(batch.labels, batch.ref_labels)
-        found = row_select(
-            batch.x,
-            batch.y,
-            1,
-            normalize=False,
-            exclude=same,
-            upper=upper,
-            backend=self.backend,
-        ).indices[:, 0]
-        anchor = ((positive >= 0) & (found >= 0)).nonzero()[:, 0]
-        return anchor, positive[anchor], found[anchor]
+        negative = _nearest_negative(batch, upper, self.backend)
+        anchor = ((positive >= 0) & (negative >= 0)).nonzero()[:, 0]
+        return anchor, positive[anchor], negative[anchor]
 
 
-class BatchHardMiner(_EasyHard):
+class BatchHardMiner(_EasyHard[Triplets]):
     """The least similar positive and the most similar negative of each anchor: triplets.
 
     Source: Hermans et al. 2017, "In Defense of the Triplet Loss" (arXiv 1703.07737).
@@ -163,17 +222,12 @@ class BatchHardMiner(_EasyHard):
     def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
         super().__init__("hard", "hard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        return self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Triplets:
+        """(anchor, positive, negative)."""
+        return self.one_of_each(batch)
 
 
-class SemiHardMiner(_EasyHard):
+class SemiHardMiner(_EasyHard[Pairs]):
     """A positive, and the most similar negative that is less similar than it: pairs.
 
     Source: Schroff et al. 2015, "FaceNet" (arXiv 1503.03832).
@@ -192,18 +246,13 @@ class SemiHardMiner(_EasyHard):
     ) -> None:
         super().__init__(positive, "semihard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
+        """(anchor, positive, anchor, negative)."""
+        a, p, n = self.one_of_each(batch)
         return a, p, a, n
 
 
-class EasyPositiveMiner(_EasyHard):
+class EasyPositiveMiner(_EasyHard[Pairs]):
     """The most similar positive and the most similar negative: pairs.
 
     Source: Xuan et al. 2020, "Improved Embeddings with Easy Positive Triplet Mining"
@@ -216,32 +265,19 @@ class EasyPositiveMiner(_EasyHard):
     def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
         super().__init__("easy", "hard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
+        """(anchor, positive, anchor, negative)."""
+        a, p, n = self.one_of_each(batch)
         return a, p, a, n
 
 
-class _ByDistance:
+class _ByDistance(_Miner[Tuples]):
     """Miners whose rules have a margin in units of a distance."""
 
     def __init__(self, distance: Distance) -> None:
         check.choice("distance", distance, ("euclidean", "cosine", "dot"))
         self.distance = distance
-
-    def batch(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-    ) -> _Batch:
-        return _batch(embeddings, labels, ref_emb, ref_labels, self.distance != "dot")
+        self.normalize = distance != "dot"
 
     def further(self, similarity: Tensor, by: float) -> Tensor:
         """The similarity of what is that much further away (euclidean: of unit rows)."""
@@ -256,7 +292,7 @@ class _ByDistance:
         return 1 - margin * abs(margin) / 2 if self.distance == "euclidean" else margin
 
 
-def _pairs_where(batch: _Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+def _pairs_where(batch: Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """(anchor, negative) pairs that ``keep`` chooses from blocks of similarities."""
     anchors, negatives = [], []
     for rows in batch.rows():
@@ -266,7 +302,7 @@ def _pairs_where(batch: _Batch, keep: Callable[[Tensor, slice], Tensor]) -> tupl
     return torch.cat(anchors), torch.cat(negatives)
 
 
-class PairMarginMiner(_ByDistance):
+class PairMarginMiner(_ByDistance[Pairs]):
     """Positives further than a margin, negatives nearer than one: pairs.
 
     Args:
@@ -286,21 +322,14 @@ class PairMarginMiner(_ByDistance):
         self.pos_margin = check.number("pos_margin", pos_margin)
         self.neg_margin = check.number("neg_margin", neg_margin)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
         a1, p, value = batch.positives()
         far = value < self.at(self.pos_margin)
         near = self.at(self.neg_margin)
         return a1[far], p[far], *_pairs_where(batch, lambda value, _: value > near)
 
 
-class MultiSimilarityMiner(_ByDistance):
+class MultiSimilarityMiner(_ByDistance[Pairs]):
     """Negatives more similar than the least similar positive, positives less similar than the most
     similar negative, each within epsilon: pairs.
 
@@ -318,14 +347,7 @@ class MultiSimilarityMiner(_ByDistance):
         super().__init__(distance)
         self.epsilon = check.number("epsilon", epsilon)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
         a1, p, value = batch.positives()
         n = len(batch.x)
         least = value.new_full((n,), math.inf).scatter_reduce_(0, a1, value, "amin")
@@ -340,7 +362,7 @@ class MultiSimilarityMiner(_ByDistance):
         return a1[hard], p[hard], a2, negative
 
 
-class AnyViolatorMiner(_ByDistance):
+class AnyViolatorMiner(_ByDistance[Triplets]):
     """Every triplet whose negative is not further away than the positive by a margin.
 
     Args:
@@ -352,14 +374,7 @@ class AnyViolatorMiner(_ByDistance):
         super().__init__(distance)
         self.margin = check.number("margin", margin)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Triplets:
         a, p, value = batch.positives()
         least = self.further(value, self.margin)
         begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
@@ -378,7 +393,7 @@ class AnyViolatorMiner(_ByDistance):
         return anchor, positive, negative
 
 
-class DistanceWeightedMiner:
+class DistanceWeightedMiner(_Miner[Triplets]):
     """A random negative for every positive pair, drawn inversely to how common its distance is.
 
     Source: Wu et al. 2017, "Sampling Matters in Deep Embedding Learning" (arXiv 1706.07567), eq. 4.
@@ -400,19 +415,13 @@ class DistanceWeightedMiner:
         self.nonzero_loss_cutoff = check.positive_number("nonzero_loss_cutoff", nonzero_loss_cutoff)
         self.generator = generator
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        batch = _batch(embeddings, labels, ref_emb, ref_labels, True)
+    def mine(self, batch: Batch) -> Triplets:
         a, p, _ = batch.positives()
         n = torch.full_like(p, -1)
         begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
         for rows in batch.rows():
-            cumulative = self._weights(batch.negatives(rows, -2.0), batch.x.shape[1]).cumsum_(1)
+            weights = self._weights(batch.negatives(rows, -2.0), batch.x.shape[1])
+            cumulative = weights.cumsum(1, dtype=torch.float64)
             some = slice(int(begin[rows.start]), int(begin[rows.stop]))
             row = a[some] - rows.start
             total = cumulative[:, -1][row]
@@ -430,12 +439,11 @@ class DistanceWeightedMiner:
         return a[found], p[found], n[found]
 
     def _weights(self, similarity: Tensor, dim: int) -> Tensor:
-        """(b, M) float64, each row's largest 1; 0 for what is never drawn."""
-        negative = similarity > -2
-        distance = (2 - 2 * similarity.double()).clamp(min=0).sqrt().clamp(min=self.cutoff)
-        log_weight = (2.0 - dim) * distance.log()
-        log_weight -= (dim - 3) / 2 * torch.log1p(-0.25 * distance.square())
-        allowed = negative & (distance < self.nonzero_loss_cutoff) & log_weight.isfinite()
-        log_weight = log_weight.masked_fill(~allowed, -math.inf)
+        """(b, M), each row's largest 1; 0 for what is never drawn."""
+        square = (2 - 2 * similarity).clamp_(min=self.cutoff**2)
+        never = (similarity == -2) | (square >= min(self.nonzero_loss_cutoff**2, 4.0))
+        log_weight = square.log().mul_((2 - dim) / 2)
+        log_weight -= torch.log1p(square.mul_(-0.25)).mul_((dim - 3) / 2)
+        log_weight.masked_fill_(never, -math.inf)
         largest = log_weight.amax(1, keepdim=True)
-        return (log_weight - torch.where(largest.isinf(), 0.0, largest)).exp()
+        return log_weight.sub_(torch.where(largest.isinf(), 0.0, largest)).exp_()

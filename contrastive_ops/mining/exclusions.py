@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.select import Exclusions
+from ..engine.exclusions import Exclusions
 
 
 def exclusions(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.exclusions import Exclusions
 from ..engine.scores import Metric
-from ..engine.select import Exclusions, Selection, empty_selection, row_select
+from ..engine.select import Selection, empty_selection, row_select
 from .corpus import Blocks, Corpus, Rows, as_rows, read_index
 from .exclusions import exclusions
 
@@ -56,7 +57,7 @@ def topk_similarity(
         query_ids, corpus_ids: int64 (N,) and (M,), both or neither: candidates with the query's id
             are left out.
         backend: see :func:`contrastive_ops.backends`.
-        workspace_bytes: besides inputs and results; 56 MiB by default.
+        workspace_bytes: besides inputs and results; 56 MiB by default, on a GPU 1 GiB.
 
     Returns:
         ``(scores, indices)``, (N, k): descending, ties to the lower index. Where exclusions leave

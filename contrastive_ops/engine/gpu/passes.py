@@ -476,8 +476,8 @@ def tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]:
     bulk = tile.bulk or (interpreted() and BULK_IN_THE_INTERPRETER)
     single = x.dtype == torch.float32
     return {
-        "x": _descriptor(x, tile.block_m, tile.block_k) if bulk else x,
-        "y": _descriptor(y, tile.block_n, tile.block_k) if bulk else y,
+        "x": descriptor(x, tile.block_m, tile.block_k) if bulk else x,
+        "y": descriptor(y, tile.block_n, tile.block_k) if bulk else y,
         "inverse_x": job.query.inverse,
         "inverse_y": block.rows.inverse,
         **job.scaling,
@@ -531,10 +531,10 @@ def target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> An
     """Where tiles are stored: as a descriptor for bulk stores."""
     if z is None or not arguments["BULK"]:
         return z
-    return _descriptor(z, tile.block_m, tile.block_n)
+    return descriptor(z, tile.block_m, tile.block_n)
 
 
-def _descriptor(x: Tensor, height: int, depth: int) -> Any:
+def descriptor(x: Tensor, height: int, depth: int) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(x, [height, depth])
