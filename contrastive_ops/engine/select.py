@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from . import backends, extension, select_torch
+from .cuda import library as cuda_library
+from .cuda import selection as cuda_selection
 from .scores import Metric, pair_scores, prepared_rows, score_dtype
 
 Scan = Literal["automatic", "float32", "bfloat16", "int8"]
@@ -20,6 +22,8 @@ SCANS = ("automatic", "float32", "bfloat16", "int8")
 MiB = 1 << 20
 SELECT_WORKSPACE_BYTES = 56 * MiB
 """What a selection may keep besides inputs and results, unless told."""
+CUDA_WORKSPACE_BYTES = 192 * MiB
+"""The same for the CUDA kernels: taller stripes prepare the candidates less often."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,18 @@ class Exclusions:
         begin = torch.zeros(len(index) + 1, dtype=torch.int64, device=index.device)
         torch.cumsum(keep.sum(1), 0, out=begin[1:])
         return Exclusions(begin, ordered[keep])
+
+    @staticmethod
+    def equal(row_ids: Tensor, column_ids: Tensor) -> Exclusions:
+        """Each row's candidates of its own id, ids (N,) and (M,); memory is that of the pairs."""
+        ordered, order = column_ids.sort(stable=True)
+        start = torch.searchsorted(ordered, row_ids)
+        count = torch.searchsorted(ordered, row_ids, right=True) - start
+        begin = torch.zeros(len(row_ids) + 1, dtype=torch.int64, device=row_ids.device)
+        torch.cumsum(count, 0, out=begin[1:])
+        place = torch.arange(int(begin[-1]), device=row_ids.device)
+        place += (start - begin[:-1]).repeat_interleave(count)
+        return Exclusions(begin, order[place])
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """(row, index) of every exclusion."""
@@ -89,6 +105,7 @@ def row_select(
     normalize: bool = True,
     metric: Metric = "dot",
     exclude: Exclusions | None = None,
+    labels: tuple[Tensor, Tensor] | None = None,
     upper: Tensor | None = None,
     first: int = 0,
     into: Selection | None = None,
@@ -105,6 +122,7 @@ def row_select(
         normalize: unit rows, which makes scores of ``"dot"`` cosines.
         metric: ``"dot"``, or ``"l2"``, where a score is minus the squared distance.
         exclude: candidates to leave out.
+        labels: int64 (N,) and (M,), in place of `exclude`: those of a row's own label are left out.
         upper: (N,) in the scores' dtype: candidates with a higher score are left out, and counted.
         first: the index that corpus row 0 goes by; earlier blocks have lower ones.
         into: the selection from earlier blocks, to go on with.
@@ -112,15 +130,23 @@ def row_select(
         backend: as everywhere.
         workspace_bytes: besides inputs and results.
     """
-    name = backends.choose(backend, query.device)
+    name = backends.choose_selection(backend, query.device, k)
     start = into or empty_selection(query, k, count_above=upper is not None)
     if corpus.shape[0] == 0 or query.shape[0] == 0:
         return start
-    budget = SELECT_WORKSPACE_BYTES if workspace_bytes is None else workspace_bytes
+    budget = workspace_bytes
+    if budget is None:
+        budget = CUDA_WORKSPACE_BYTES if name == "cuda" else SELECT_WORKSPACE_BYTES
     query, corpus = query.detach(), corpus.detach()
+    if labels is not None and name != "cuda":
+        exclude, labels = Exclusions.equal(*labels), None
     if name == "cpu":
         found = _on_cpu(
             start, query, corpus, normalize, metric, exclude, upper, first, scan, budget
+        )
+    elif name == "cuda":
+        found = _by_cuda(
+            start, query, corpus, normalize, metric, exclude, labels, upper, first, budget
         )
     else:
         select = _densely if name == "reference" else select_torch.select
@@ -168,6 +194,32 @@ def _on_cpu(
         indices,
     )
     return Selection(scores, indices, above, scored, 0, nan_rows)
+
+
+def _by_cuda(
+    start: Selection,
+    query: Tensor,
+    corpus: Tensor,
+    normalize: bool,
+    metric: Metric,
+    exclude: Exclusions | None,
+    labels: tuple[Tensor, Tensor] | None,
+    upper: Tensor | None,
+    first: int,
+    budget: int,
+) -> Selection:
+    library, reason = cuda_library.load()
+    if library is None:
+        raise ValueError(f"backend 'cuda' cannot be used here: {reason}")
+    pairs = None if exclude is None else (exclude.begin, exclude.index)
+    if labels is not None:  # any integers, as the kernels have them
+        _, numbers = torch.cat(labels).unique(return_inverse=True)
+        labels = (numbers[: len(query)].int(), numbers[len(query) :].int())
+    given = cuda_selection.Given(
+        query, corpus, normalize, metric == "l2", pairs, labels, upper, first
+    )
+    found = cuda_selection.select(library, given, start.scores, start.indices, start.above, budget)
+    return replace(start, **found)
 
 
 def _densely(

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.scores import prepared_rows
-from ..engine.select import row_select
+from ..engine.select import Exclusions, row_select
 from ..engine.similarity import full_precision
-from .exclusions import equal_ids
 
 Distance = Literal["euclidean", "cosine", "dot"]
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -53,7 +52,7 @@ class _Batch(NamedTuple):
 
     def positives(self) -> tuple[Tensor, Tensor, Tensor]:
         """(anchor, positive, similarity) of every positive pair, in order: O(pairs)."""
-        pairs = equal_ids(self.labels, self.ref_labels)
+        pairs = Exclusions.equal(self.labels, self.ref_labels)
         anchor, positive = pairs.pairs()
         if self.own:
             other = anchor != positive
@@ -136,13 +135,12 @@ class _EasyHard:
             # Strictly further away than the positive.
             below = torch.nextafter(value, torch.full_like(value, -math.inf))
             upper = torch.where(value.isnan(), math.inf, below)
-        same = equal_ids(batch.labels, batch.ref_labels)
         found = row_select(
             batch.x,
             batch.y,
             1,
             normalize=False,
-            exclude=same,
+            labels=(batch.labels, batch.ref_labels),
             upper=upper,
             backend=self.backend,
         ).indices[:, 0]
