@@ -37,6 +37,15 @@ struct ScanHopper {
   };
 
   static CO_DEVICE void run(const Selection& s, char* shared) {
+#if CO_HOPPER
+    run_there(s, shared);
+#else
+    stop();  // compiled for another chip, and never started there
+#endif
+  }
+
+#if CO_HOPPER
+  static CO_DEVICE void run_there(const Selection& s, char* shared) {
     Shared& m = *reinterpret_cast<Shared*>(shared);
     if (thread() == 0) {
       for (int i = 0; i < stages; ++i) {
@@ -133,6 +142,7 @@ struct ScanHopper {
       if (lane() == 0) barrier_arrive(&m.used[term.at]);
     }
   }
+#endif
 };
 
 }  // namespace contrastive_ops::cuda

@@ -2,6 +2,7 @@
 // Each starts one kernel on a stream and returns 0, or an error's number for `describe_error`.
 // Compiled as C++ it is the same library for a CPU (simt_host.h).
 #include <cstdint>
+#include <cstring>
 
 #include "fold.h"
 #include "merge.h"
@@ -26,6 +27,12 @@ int prepare(const Selection& s, bool candidates, void* stream) {
   const int64_t rows = candidates ? s.chunk : s.padded_rows;
   return launch<Kernel>({s, candidates}, rows / group_size, Kernel::shared_bytes, stream);
 }
+
+// What a multiprocessor has: of a block, and of all its blocks.
+static_assert(Scan<Half>::blocks_per_multiprocessor * (Scan<Half>::shared_bytes + 1024) <= 164 << 10);
+static_assert(ScanHopper<Half>::shared_bytes <= 227 << 10);
+static_assert(Score<Float64, true>::shared_bytes <= 48 << 10);
+static_assert(Merge<double>::largest_k * (sizeof(double) + sizeof(int64_t)) <= 48 << 10);
 
 int forced_scan = 0;
 
@@ -63,6 +70,16 @@ CO_EXPORT int co_on_gpu() {
 }
 // For tests and measurements: 8 scans by mma.sync, 9 by wgmma (Hopper only), 0 by what is there.
 CO_EXPORT void co_force_scan(int major) { forced_scan = major; }
+// Of a block, by the kernel's name, for reports; merge has 12 or 16 bytes for each of k.
+CO_EXPORT int co_shared_bytes(const char* kernel) {
+  const auto is = [&](const char* name) { return std::strncmp(kernel, name, std::strlen(name)) == 0; };
+  if (is("ScanHopper")) return ScanHopper<Half>::shared_bytes;
+  if (is("Scan")) return Scan<Half>::shared_bytes;
+  if (is("Prepare")) return Prepare<Float32>::shared_bytes;
+  if (is("Fold")) return Fold::shared_bytes;
+  if (is("Score")) return Score<Float32, false>::shared_bytes;
+  return 0;
+}
 CO_EXPORT const char* co_describe_error(int status) { return error_text(status); }
 
 CO_EXPORT int co_prepare_queries(const Selection* s, void* stream) {

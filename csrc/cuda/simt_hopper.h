@@ -10,9 +10,13 @@
 
 namespace contrastive_ops::cuda {
 
-// ---- barriers in shared memory: `count` arrivals and all expected bytes end a phase
+CO_DEVICE void stop() { __trap(); }
 
 using Barrier = uint64_t;
+
+#if CO_HOPPER
+
+// ---- barriers in shared memory: `count` arrivals and all expected bytes end a phase
 
 CO_DEVICE void barrier_init(Barrier* b, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count)
@@ -54,15 +58,11 @@ CO_DEVICE void bulk_copy(void* shared, const void* global, uint32_t bytes, Barri
 
 template <int registers>
 CO_DEVICE void more_registers() {
-#if CO_HOPPER
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
-#endif
 }
 template <int registers>
 CO_DEVICE void fewer_registers() {
-#if CO_HOPPER
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
-#endif
 }
 
 // Of 128-byte rows in swizzled slices (problem.h): the address, 1024 bytes from eight rows to the
@@ -74,20 +74,14 @@ CO_DEVICE uint64_t matrix_descriptor(const void* slice, int first_row, int piece
 }
 
 CO_DEVICE void products_begin() {
-#if CO_HOPPER
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#endif
 }
 CO_DEVICE void products_commit() {
-#if CO_HOPPER
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#endif
 }
 template <int pending>
 CO_DEVICE void products_wait() {
-#if CO_HOPPER
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
-#endif
 }
 
 // d (64 x 256) = a (64 x 16) * b (16 x 256), or += it. Of warp w, lane 4 g + t holds in
@@ -143,14 +137,12 @@ CO_DEVICE void products_wait() {
   "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 
 CO_DEVICE void multiply_64x256(float (&d)[128], uint64_t a, uint64_t b, bool add, Half) {
-#if CO_HOPPER
   CO_WGMMA("f16");
-#endif
 }
 CO_DEVICE void multiply_64x256(float (&d)[128], uint64_t a, uint64_t b, bool add, Bf16) {
-#if CO_HOPPER
   CO_WGMMA("bf16");
-#endif
 }
+
+#endif
 
 }  // namespace contrastive_ops::cuda

@@ -1,8 +1,8 @@
 // The machine is a CPU: the threads of a block take turns, as fibers of one thread. See simt.h.
 //
 // Only what a GPU does in hardware is imitated, from the PTX manual's layouts. To catch what a lucky
-// order would hide: turns are taken forwards and backwards alternately, asynchronous copies land
-// only when they are waited for, shared memory starts as rubbish, and matrix products truncate.
+// order would hide: turns are taken forwards and backwards alternately, of asynchronous copies half
+// land at once and half only when they are waited for, shared memory starts as rubbish, and matrix products truncate.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -50,7 +50,7 @@ struct Machine {
   char* shared = nullptr;
   int64_t shared_bytes = 0;
   int threads = 0, current = 0, left = 0, next = 0;
-  int64_t turn = 0;
+  int64_t turn = 0, copied = 0;
   int64_t block = 0, blocks = 0;
   void (*body)() = nullptr;
   jmp_buf home;
@@ -226,7 +226,11 @@ struct Bf16 {
 
 inline void copy_16(void* shared, const void* global) {
   auto& me = host::m.fibers[host::m.current];
-  me.copies.push_back({shared, global, me.committed});
+  if (++host::m.copied % 2) {
+    std::memcpy(shared, global, 16);
+  } else {
+    me.copies.push_back({shared, global, me.committed});
+  }
 }
 inline void copies_commit() { ++host::m.fibers[host::m.current].committed; }
 template <int pending>
@@ -287,6 +291,7 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T
 // ---- Hopper
 
 #define CO_HOPPER 1
+inline void stop() { std::abort(); }
 
 struct Barrier {
   uint8_t phase, count, pending, unused;
