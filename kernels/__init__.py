@@ -2,8 +2,8 @@
 
 ``rows`` prepares operands and finishes gradients, row by row; ``tile`` is a tile's product and
 which of its pairs count; ``statistics`` sums exponentials over tiles, ``combine`` closes the sums
-and settles losses; ``coefficients`` writes the gradient by logit; ``config`` says how large tiles
-are.
+and settles losses; ``coefficients`` writes the gradient by logit; ``select`` finds
+the best candidates of a row; ``config`` says how large tiles are.
 `contrastive_ops.engine.gpu` launches them. Importing this package imports none of them.
 """
 

@@ -124,6 +124,10 @@ ARCHITECTURES = {
 INTERPRETER = Tile(32, 16, 16, 4, 1, group=2)
 """Small and not square, so that small tests cross every edge."""
 
+VALUES = {2: Tile(64, 64, 64, 4, 3), 4: Tile(32, 64, 32, 4, 2)}
+"""Of the selection's listed groups, by bytes an entry: rows are gathered, block_n is a group."""
+VALUES_INTERPRETED = Tile(16, 8, 16, 4, 1)
+
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import extension
-from .cuda import library, selection
+from .cuda import library
 from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 ENVIRONMENT_VARIABLE = "CONTRASTIVE_OPS_BACKEND"
@@ -85,18 +85,24 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype = torch.fl
     return "torch" if name == "triton" and dtype == torch.float64 else name
 
 
-def choose_selection(name: str | None, device: torch.device, k: int) -> str:
-    """The same for :func:`.select.row_select`, which has kernels in C++ and CUDA C++.
+LARGEST_SELECTION = 2048
+"""The k up to which `cuda` selects."""
 
-    `torch` stands in for `triton`, and for `cuda` where more than 2048 are selected.
+
+def choose_selection(name: str | None, device: torch.device, dtype: torch.dtype, k: int) -> str:
+    """The same for :func:`.select.row_select`, which `cuda` has, up to 2048 a row.
+
+    By default it is taken on Ampere to Hopper, whose matrix instructions it has.
     """
-    name = _asked_for(name, device)
-    if name is None:
-        on_gpu = device.type == "cuda" and library.load()[0] is not None
-        name = "cuda" if on_gpu else _fastest(device, torch.float32)
-    if name == "triton" or (name == "cuda" and k > selection.LARGEST_K):
-        return "torch"
-    return name
+    asked = _asked_for(name, device)
+    if k > LARGEST_SELECTION or asked not in (None, "cuda"):
+        return choose(name, device, dtype)
+    if asked == "cuda":
+        return asked
+    suits = device.type == "cuda" and library.load()[0] is not None
+    if suits and torch.cuda.get_device_capability(device)[0] in (8, 9):
+        return "cuda"
+    return choose(None, device, dtype)
 
 
 def _asked_for(name: str | None, device: torch.device) -> str | None:

@@ -44,23 +44,27 @@ def prepared_rows(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """
     rows = unpacked(x) if x.dtype == torch.uint8 else x.to(score_dtype(x))
     wide = rows.double()
-    norm = _square_root(lane_sum(wide * wide))
+    factor, norm = row_measures(lane_sum(wide * wide), normalize)
+    if normalize:
+        rows = (wide * factor.unsqueeze(-1)).to(rows.dtype)
+    return rows, norm
+
+
+def row_measures(square: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """From float64 squared norms of rows: what prepares a row, and the norm that it then has."""
+    norm = _square_root(square)
     if not normalize:
-        return rows, norm
+        return torch.where(norm.isnan(), torch.nan, 1.0), norm
     reciprocal = 1 / norm
     usable = (reciprocal > 0) & (reciprocal < torch.inf)
-    reciprocal = torch.where(usable, reciprocal, torch.nan)
-    unit = (wide * reciprocal.unsqueeze(-1)).to(rows.dtype)
-    zero = (norm == 0).unsqueeze(-1)
-    unit = torch.where(zero, torch.zeros_like(unit), unit)
-    length = torch.where(usable, 1.0, torch.where(norm == 0, 0.0, torch.nan))
-    return unit, length
+    otherwise = torch.where(norm == 0, norm, torch.nan)
+    return torch.where(usable, reciprocal, otherwise), torch.where(usable, 1.0, otherwise)
 
 
-def unpacked(x: Tensor) -> Tensor:
-    """Packed bits (..., D), the highest of a byte first, as float32 zeros and ones (..., 8 D)."""
+def unpacked(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Packed bits (..., D), the highest of a byte first, as zeros and ones (..., 8 D)."""
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=x.device)
-    return ((x.unsqueeze(-1) >> shifts) & 1).flatten(-2).to(torch.float32)
+    return ((x.unsqueeze(-1) >> shifts) & 1).flatten(-2).to(dtype)
 
 
 def _square_root(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ backend finds it (in what precision, blocks or order it scans) changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,8 +14,7 @@ import torch
 from torch import Tensor
 
 from . import backends, extension, select_torch
-from .cuda import library as cuda_library
-from .cuda import selection as cuda_selection
+from .exclusions import Exclusions
 from .scores import Metric, pair_scores, prepared_rows, score_dtype
 
 Scan = Literal["automatic", "float32", "bfloat16", "int8"]
@@ -22,48 +22,8 @@ SCANS = ("automatic", "float32", "bfloat16", "int8")
 MiB = 1 << 20
 SELECT_WORKSPACE_BYTES = 56 * MiB
 """What a selection may keep besides inputs and results, unless told."""
-CUDA_WORKSPACE_BYTES = 192 * MiB
-"""The same for the CUDA kernels: taller stripes prepare the candidates less often."""
-
-
-@dataclass(frozen=True)
-class Exclusions:
-    """What rows leave out: row i the candidates ``index[begin[i]:begin[i + 1]]``, ascending."""
-
-    begin: Tensor
-    index: Tensor
-
-    def rows(self, start: int, stop: int) -> Exclusions:
-        """Those of some rows."""
-        first, last = int(self.begin[start]), int(self.begin[stop])
-        return Exclusions(self.begin[start : stop + 1] - first, self.index[first:last])
-
-    @staticmethod
-    def of(index: Tensor) -> Exclusions:
-        """From (N, E) indices, negative ones being pads, in any order and as often as they like."""
-        ordered = index.to(torch.int64).sort(1).values
-        keep = ordered >= 0
-        keep[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        begin = torch.zeros(len(index) + 1, dtype=torch.int64, device=index.device)
-        torch.cumsum(keep.sum(1), 0, out=begin[1:])
-        return Exclusions(begin, ordered[keep])
-
-    @staticmethod
-    def equal(row_ids: Tensor, column_ids: Tensor) -> Exclusions:
-        """Each row's candidates of its own id, ids (N,) and (M,); memory is that of the pairs."""
-        ordered, order = column_ids.sort(stable=True)
-        start = torch.searchsorted(ordered, row_ids)
-        count = torch.searchsorted(ordered, row_ids, right=True) - start
-        begin = torch.zeros(len(row_ids) + 1, dtype=torch.int64, device=row_ids.device)
-        torch.cumsum(count, 0, out=begin[1:])
-        place = torch.arange(int(begin[-1]), device=row_ids.device)
-        place += (start - begin[:-1]).repeat_interleave(count)
-        return Exclusions(begin, order[place])
-
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """(row, index) of every exclusion."""
-        rows = torch.arange(len(self.begin) - 1, device=self.begin.device)
-        return rows.repeat_interleave(self.begin.diff()), self.index
+GPU_WORKSPACE_BYTES = 192 * MiB
+"""The same on a GPU, which needs longer spans to be busy."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +88,14 @@ def row_select(
         into: the selection from earlier blocks, to go on with.
         scan: what the scan multiplies; the answer does not depend on it.
         backend: as everywhere.
-        workspace_bytes: besides inputs and results.
+        workspace_bytes: besides inputs and results; 56 MiB by default, on a GPU 192.
     """
-    name = backends.choose_selection(backend, query.device, k)
+    name = backends.choose_selection(backend, query.device, query.dtype, k)
     start = into or empty_selection(query, k, count_above=upper is not None)
     if corpus.shape[0] == 0 or query.shape[0] == 0:
         return start
-    budget = workspace_bytes
-    if budget is None:
-        budget = CUDA_WORKSPACE_BYTES if name == "cuda" else SELECT_WORKSPACE_BYTES
+    default = SELECT_WORKSPACE_BYTES if query.device.type == "cpu" else GPU_WORKSPACE_BYTES
+    budget = default if workspace_bytes is None else workspace_bytes
     query, corpus = query.detach(), corpus.detach()
     if labels is not None and name != "cuda":
         exclude, labels = Exclusions.equal(*labels), None
@@ -144,14 +103,10 @@ def row_select(
         found = _on_cpu(
             start, query, corpus, normalize, metric, exclude, upper, first, scan, budget
         )
-    elif name == "cuda":
-        found = _by_cuda(
-            start, query, corpus, normalize, metric, exclude, labels, upper, first, budget
-        )
     else:
-        select = _densely if name == "reference" else select_torch.select
         exclude = exclude or Exclusions.of(query.new_empty((query.shape[0], 0)))
-        block = select_torch.Block(query, corpus, normalize, metric, exclude.pairs(), upper, first)
+        block = select_torch.Block(query, corpus, normalize, metric, exclude, upper, first, labels)
+        select = _selector(name)
         found = replace(start, **select(block, start.scores, start.indices, start.above, budget))
     return replace(
         found,
@@ -159,6 +114,19 @@ def row_select(
         pairs=start.pairs + query.shape[0] * corpus.shape[0],
         nan_rows=start.nan_rows + found.nan_rows,
     )
+
+
+def _selector(name: str) -> Callable[..., dict[str, Any]]:
+    """What merges a block into the best so far, by backend."""
+    if name == "triton":
+        from .gpu import select as gpu_select
+
+        return gpu_select.select
+    if name == "cuda":
+        from .cuda import selection as cuda_selection
+
+        return cuda_selection.select
+    return _densely if name == "reference" else select_torch.select
 
 
 def _on_cpu(
@@ -196,32 +164,6 @@ def _on_cpu(
     return Selection(scores, indices, above, scored, 0, nan_rows)
 
 
-def _by_cuda(
-    start: Selection,
-    query: Tensor,
-    corpus: Tensor,
-    normalize: bool,
-    metric: Metric,
-    exclude: Exclusions | None,
-    labels: tuple[Tensor, Tensor] | None,
-    upper: Tensor | None,
-    first: int,
-    budget: int,
-) -> Selection:
-    library, reason = cuda_library.load()
-    if library is None:
-        raise ValueError(f"backend 'cuda' cannot be used here: {reason}")
-    pairs = None if exclude is None else (exclude.begin, exclude.index)
-    if labels is not None:  # any integers, as the kernels have them
-        _, numbers = torch.cat(labels).unique(return_inverse=True)
-        labels = (numbers[: len(query)].int(), numbers[len(query) :].int())
-    given = cuda_selection.Given(
-        query, corpus, normalize, metric == "l2", pairs, labels, upper, first
-    )
-    found = cuda_selection.select(library, given, start.scores, start.indices, start.above, budget)
-    return replace(start, **found)
-
-
 def _densely(
     block: select_torch.Block,
     scores: Tensor,
@@ -234,7 +176,7 @@ def _densely(
     y, norms = prepared_rows(block.corpus, block.normalize)
     all_scores = torch.cat([pair_scores(row, y, block.metric).unsqueeze(0) for row in x])
     valid = ~all_scores.isnan()
-    rows, columns = block.left_out
+    rows, columns = block.exclude.pairs()
     inside = (columns >= block.first) & (columns < block.first + len(y))
     valid[rows[inside], columns[inside] - block.first] = False
     if block.upper is not None and above is not None:

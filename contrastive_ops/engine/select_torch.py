@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .exclusions import Exclusions
 from .scores import Metric, pair_scores, prepared_rows
 from .similarity import full_precision
 
@@ -22,9 +23,11 @@ class Block(NamedTuple):
     corpus: Tensor
     normalize: bool
     metric: Metric
-    left_out: tuple[Tensor, Tensor]
+    exclude: Exclusions
     upper: Tensor | None
     first: int
+    labels: tuple[Tensor, Tensor] | None = None
+    """In place of exclusions, of rows and candidates; only where the backend has them."""
 
 
 def select(
@@ -70,7 +73,7 @@ class _Tile:
     ) -> None:
         self.x, self.y, self.metric = x, y, block.metric
         self.first = block.first + col
-        rows, index = block.left_out
+        rows, index = block.exclude.pairs()
         inside = (rows >= row) & (rows < row + len(x))
         inside &= (index >= self.first) & (index < self.first + len(y))
         self.left_out = rows[inside] - row, index[inside] - self.first
@@ -118,23 +121,37 @@ class _Tile:
             for r, c in zip(rows.split(at_once), columns.split(at_once), strict=True)
         ]
         score = torch.cat(parts) if parts else scores.new_empty(0)
-        keep = ~score.isnan()
-        over = None
-        if upper is not None:
-            above = keep & (score > upper[rows])
-            over = torch.bincount(rows[above], minlength=len(scores))
-            keep &= ~above
-        earlier = (indices >= 0).nonzero(as_tuple=True)
-        all_rows = torch.cat([earlier[0], rows[keep]])
-        all_scores = torch.cat([scores[earlier], score[keep]])
-        all_indices = torch.cat([indices[earlier], columns[keep] + self.first])
-        order = all_indices.argsort(stable=True)
-        order = order[all_scores[order].argsort(descending=True, stable=True)]
-        order = order[all_rows[order].argsort(stable=True)]
-        all_rows, all_scores, all_indices = all_rows[order], all_scores[order], all_indices[order]
-        begin = torch.searchsorted(all_rows, torch.arange(len(scores), device=all_rows.device))
-        rank = torch.arange(len(all_rows), device=all_rows.device) - begin[all_rows]
-        best = rank < scores.shape[1]
-        scores[all_rows[best], rank[best]] = all_scores[best]
-        indices[all_rows[best], rank[best]] = all_indices[best]
+        over = merge(rows, columns + self.first, score, scores, indices, upper)
         return over, len(rows)
+
+
+def merge(
+    rows: Tensor,
+    columns: Tensor,
+    score: Tensor,
+    scores: Tensor,
+    indices: Tensor,
+    upper: Tensor | None,
+) -> Tensor | None:
+    """Merges scored pairs into the best of each row, (N, k) in place: NaN never, and nothing above
+    the limits (N,), of which the count per row is returned."""
+    keep = ~score.isnan()
+    over = None
+    if upper is not None:
+        above = keep & (score > upper[rows])
+        over = torch.bincount(rows[above], minlength=len(scores))
+        keep &= ~above
+    earlier = (indices >= 0).nonzero(as_tuple=True)
+    all_rows = torch.cat([earlier[0], rows[keep]])
+    all_scores = torch.cat([scores[earlier], score[keep]])
+    all_indices = torch.cat([indices[earlier], columns[keep]])
+    order = all_indices.argsort(stable=True)
+    order = order[all_scores[order].argsort(descending=True, stable=True)]
+    order = order[all_rows[order].argsort(stable=True)]
+    all_rows, all_scores, all_indices = all_rows[order], all_scores[order], all_indices[order]
+    begin = torch.searchsorted(all_rows, torch.arange(len(scores), device=all_rows.device))
+    rank = torch.arange(len(all_rows), device=all_rows.device) - begin[all_rows]
+    best = rank < scores.shape[1]
+    scores[all_rows[best], rank[best]] = all_scores[best]
+    indices[all_rows[best], rank[best]] = all_indices[best]
+    return over

@@ -10,8 +10,9 @@ without a reference set a row is no positive of its own. Nothing is differentiat
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from ..engine.similarity import full_precision
 Distance = Literal["euclidean", "cosine", "dot"]
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
 Triplets = tuple[Tensor, Tensor, Tensor]
+Tuples = TypeVar("Tuples", Pairs, Triplets)
 _TILE = 1 << 21
 """Similarities at hand at once."""
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Prepared rows, so that similarities are products; ``own``: the reference set is the batch."""
 
     x: Tensor
@@ -72,21 +74,21 @@ def _batch(
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     normalize: bool,
-) -> _Batch:
+) -> Batch:
     x = check.matrix("embeddings", embeddings).detach()
     labels = check.integers("labels", labels, ((len(x),),), x)
     if (ref_emb is None) != (ref_labels is None):
         raise ValueError("ref_emb, ref_labels: got one of them, expected both or neither")
     rows = prepared_rows(x, normalize)[0]
     if ref_emb is None or ref_labels is None:
-        return _Batch(rows, rows, labels, labels, True)
+        return Batch(rows, rows, labels, labels, True)
     y = check.matrix("ref_emb", ref_emb).detach()
     check.same("ref_emb", y, "embeddings", x)
     ref_labels = check.integers("ref_labels", ref_labels, ((len(y),),), y)
-    return _Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
+    return Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
 
 
-def _extreme(batch: _Batch, easiest: bool) -> tuple[Tensor, Tensor]:
+def _extreme(batch: Batch, easiest: bool) -> tuple[Tensor, Tensor]:
     """(B,) the most (or least) similar positive and its similarity; -1 where there is none."""
     anchor, positive, value = batch.positives()
     n = len(batch.x)
@@ -107,7 +109,42 @@ def _extreme(batch: _Batch, easiest: bool) -> tuple[Tensor, Tensor]:
     return index, best
 
 
-class _EasyHard:
+def _nearest_negative(batch: Batch, upper: Tensor | None, backend: str | None) -> Tensor:
+    """(B,) the most similar negative, at most as similar as ``upper``; -1 where there is none."""
+    found = row_select(
+        batch.x,
+        batch.y,
+        1,
+        normalize=False,
+        labels=(batch.labels, batch.ref_labels),
+        upper=upper,
+        backend=backend,
+    )
+    return found.indices[:, 0]
+
+
+class _Miner(ABC, Generic[Tuples]):
+    """What every miner is called with, in one place; ``normalize``: cosines instead of products."""
+
+    normalize: bool = True
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tuples:
+        """Tuples of a batch (B, D), (B,), or of it with a reference set (M, D), (M,)."""
+        with torch.no_grad():
+            return self.mine(_batch(embeddings, labels, ref_emb, ref_labels, self.normalize))
+
+    @abstractmethod
+    def mine(self, batch: Batch) -> Tuples:
+        """Tuples of prepared rows."""
+
+
+class _EasyHard(_Miner[Tuples]):
     """One positive and one negative for each anchor that has both."""
 
     def __init__(
@@ -121,34 +158,20 @@ class _EasyHard:
         self.positive, self.negative = positive, negative
         self.normalize, self.backend = normalize, backend
 
-    def mine(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-    ) -> Triplets:
-        batch = _batch(embeddings, labels, ref_emb, ref_labels, self.normalize)
+    def one_of_each(self, batch: Batch) -> Triplets:
+        """(anchor, positive, negative) of the anchors that have both."""
         positive, value = _extreme(batch, self.positive == "easy")
         upper = None
         if self.negative == "semihard":
             # Strictly further away than the positive.
             below = torch.nextafter(value, torch.full_like(value, -math.inf))
             upper = torch.where(value.isnan(), math.inf, below)
-        found = row_select(
-            batch.x,
-            batch.y,
-            1,
-            normalize=False,
-            labels=(batch.labels, batch.ref_labels),
-            upper=upper,
-            backend=self.backend,
-        ).indices[:, 0]
-        anchor = ((positive >= 0) & (found >= 0)).nonzero()[:, 0]
-        return anchor, positive[anchor], found[anchor]
+        negative = _nearest_negative(batch, upper, self.backend)
+        anchor = ((positive >= 0) & (negative >= 0)).nonzero()[:, 0]
+        return anchor, positive[anchor], negative[anchor]
 
 
-class BatchHardMiner(_EasyHard):
+class BatchHardMiner(_EasyHard[Triplets]):
     """The least similar positive and the most similar negative of each anchor: triplets.
 
     Source: Hermans et al. 2017, "In Defense of the Triplet Loss" (arXiv 1703.07737).
@@ -161,17 +184,12 @@ class BatchHardMiner(_EasyHard):
     def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
         super().__init__("hard", "hard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        return self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Triplets:
+        """(anchor, positive, negative)."""
+        return self.one_of_each(batch)
 
 
-class SemiHardMiner(_EasyHard):
+class SemiHardMiner(_EasyHard[Pairs]):
     """A positive, and the most similar negative that is less similar than it: pairs.
 
     Source: Schroff et al. 2015, "FaceNet" (arXiv 1503.03832).
@@ -190,18 +208,13 @@ class SemiHardMiner(_EasyHard):
     ) -> None:
         super().__init__(positive, "semihard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
+        """(anchor, positive, anchor, negative)."""
+        a, p, n = self.one_of_each(batch)
         return a, p, a, n
 
 
-class EasyPositiveMiner(_EasyHard):
+class EasyPositiveMiner(_EasyHard[Pairs]):
     """The most similar positive and the most similar negative: pairs.
 
     Source: Xuan et al. 2020, "Improved Embeddings with Easy Positive Triplet Mining"
@@ -214,32 +227,19 @@ class EasyPositiveMiner(_EasyHard):
     def __init__(self, *, normalize: bool = True, backend: str | None = None) -> None:
         super().__init__("easy", "hard", normalize, backend)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        a, p, n = self.mine(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
+        """(anchor, positive, anchor, negative)."""
+        a, p, n = self.one_of_each(batch)
         return a, p, a, n
 
 
-class _ByDistance:
+class _ByDistance(_Miner[Tuples]):
     """Miners whose rules have a margin in units of a distance."""
 
     def __init__(self, distance: Distance) -> None:
         check.choice("distance", distance, ("euclidean", "cosine", "dot"))
         self.distance = distance
-
-    def batch(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-    ) -> _Batch:
-        return _batch(embeddings, labels, ref_emb, ref_labels, self.distance != "dot")
+        self.normalize = distance != "dot"
 
     def further(self, similarity: Tensor, by: float) -> Tensor:
         """The similarity of what is that much further away (euclidean: of unit rows)."""
@@ -254,7 +254,7 @@ class _ByDistance:
         return 1 - margin * abs(margin) / 2 if self.distance == "euclidean" else margin
 
 
-def _pairs_where(batch: _Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+def _pairs_where(batch: Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """(anchor, negative) pairs that ``keep`` chooses from blocks of similarities."""
     anchors, negatives = [], []
     for rows in batch.rows():
@@ -264,7 +264,7 @@ def _pairs_where(batch: _Batch, keep: Callable[[Tensor, slice], Tensor]) -> tupl
     return torch.cat(anchors), torch.cat(negatives)
 
 
-class PairMarginMiner(_ByDistance):
+class PairMarginMiner(_ByDistance[Pairs]):
     """Positives further than a margin, negatives nearer than one: pairs.
 
     Args:
@@ -284,21 +284,14 @@ class PairMarginMiner(_ByDistance):
         self.pos_margin = check.number("pos_margin", pos_margin)
         self.neg_margin = check.number("neg_margin", neg_margin)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
         a1, p, value = batch.positives()
         far = value < self.at(self.pos_margin)
         near = self.at(self.neg_margin)
         return a1[far], p[far], *_pairs_where(batch, lambda value, _: value > near)
 
 
-class MultiSimilarityMiner(_ByDistance):
+class MultiSimilarityMiner(_ByDistance[Pairs]):
     """Negatives more similar than the least similar positive, positives less similar than the most
     similar negative, each within epsilon: pairs.
 
@@ -316,14 +309,7 @@ class MultiSimilarityMiner(_ByDistance):
         super().__init__(distance)
         self.epsilon = check.number("epsilon", epsilon)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Pairs:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Pairs:
         a1, p, value = batch.positives()
         n = len(batch.x)
         least = value.new_full((n,), math.inf).scatter_reduce_(0, a1, value, "amin")
@@ -338,7 +324,7 @@ class MultiSimilarityMiner(_ByDistance):
         return a1[hard], p[hard], a2, negative
 
 
-class AnyViolatorMiner(_ByDistance):
+class AnyViolatorMiner(_ByDistance[Triplets]):
     """Every triplet whose negative is not further away than the positive by a margin.
 
     Args:
@@ -350,14 +336,7 @@ class AnyViolatorMiner(_ByDistance):
         super().__init__(distance)
         self.margin = check.number("margin", margin)
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        batch = self.batch(embeddings, labels, ref_emb, ref_labels)
+    def mine(self, batch: Batch) -> Triplets:
         a, p, value = batch.positives()
         least = self.further(value, self.margin)
         begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
@@ -376,7 +355,7 @@ class AnyViolatorMiner(_ByDistance):
         return anchor, positive, negative
 
 
-class DistanceWeightedMiner:
+class DistanceWeightedMiner(_Miner[Triplets]):
     """A random negative for every positive pair, drawn inversely to how common its distance is.
 
     Source: Wu et al. 2017, "Sampling Matters in Deep Embedding Learning" (arXiv 1706.07567), eq. 4.
@@ -398,14 +377,7 @@ class DistanceWeightedMiner:
         self.nonzero_loss_cutoff = check.positive_number("nonzero_loss_cutoff", nonzero_loss_cutoff)
         self.generator = generator
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Triplets:
-        batch = _batch(embeddings, labels, ref_emb, ref_labels, True)
+    def mine(self, batch: Batch) -> Triplets:
         a, p, _ = batch.positives()
         n = torch.full_like(p, -1)
         begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))

@@ -53,7 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=64, metavar="N", help="texts at a time (default: 64)"
     )
     models.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="keeps embeddings from one run to the next"
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keeps embeddings, so that an interrupted run goes on",
     )
     rules = parser.add_argument_group("rules")
     rules.add_argument(
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: got {args.batch_size}, expected at least 1")
+    _check_writable(args.output)
     from .texts import TextPairs, read_columns
 
     queries, positives = read_columns(args.queries, 2)
@@ -113,8 +117,11 @@ def run(args: argparse.Namespace) -> int:
     )
     if Path(args.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from ..training.atomic import remove
     from .pipeline import mine_texts
 
+    # What is mined goes here shard by shard, and from here to the output.
+    mined_file = args.output.with_name(args.output.name + ".mined.npz")
     mined = mine_texts(
         pairs,
         rules,
@@ -123,11 +130,22 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         cache=args.cache,
         backend=args.backend,
+        output=None if args.cross_encoder else mined_file,
     )
     from .formats import rows_of, write_rows
     from .statistics import table
 
     count = write_rows(args.output, rows_of(pairs, mined, args.format))
+    remove(mined_file)
     print(table(mined.statistics, mined.positive_scores, mined.scores))
     print(f"{count:,} rows of {args.format} -> {args.output}")
     return 0
+
+
+def _check_writable(output: Path) -> None:
+    """Before hours of work, not after."""
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"--output: cannot write to {parent}")

@@ -17,6 +17,7 @@ from .hard_negatives import HardNegatives, Rules, choose
 from .texts import TextPairs
 
 _QUERIES_AT_ONCE = 256
+_TEXTS_A_FILE = 8192
 
 
 def embed(
@@ -27,6 +28,7 @@ def embed(
     batch_size: int,
     cache: Path | None = None,
     model_name: str = "",
+    progress: bool | None = None,
 ) -> Tensor:
     """(N, D) float32 embeddings by a sentence-transformers model.
 
@@ -35,23 +37,36 @@ def embed(
         texts: what to encode.
         role: ``"query"`` or ``"document"``, which chooses the model's prompt.
         batch_size: texts at a time.
-        cache: folder that keeps the embeddings under a hash of the texts, role and model.
+        cache: folder that keeps the embeddings, 8192 texts a file, under a hash of the texts, role
+            and model: a run that was killed goes on behind its last file.
         model_name: what tells one model from another there.
+        progress: a progress bar; None: where standard error is a terminal.
     """
-    path = None
-    if cache is not None:
-        digest = hashlib.sha256(json.dumps([model_name, role, list(texts)]).encode()).hexdigest()
-        path = cache / f"{role}-{digest[:32]}.npy"
-        if path.exists():
-            return torch.from_numpy(np.load(path))
-    encode = model.encode_query if role == "query" else model.encode_document
-    found = np.asarray(
-        encode(list(texts), batch_size=batch_size, convert_to_numpy=True), dtype=np.float32
-    )
-    if path is not None:
-        with atomic_path(path) as scratch:
-            np.save(scratch, found)
-    return torch.from_numpy(found)
+    from tqdm import tqdm
+
+    parts = []
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(texts), desc=f"{role} texts", unit="text", disable=hidden) as bar:
+        for start in range(0, len(texts), _TEXTS_A_FILE):
+            some = list(texts[start : start + _TEXTS_A_FILE])
+            path = None
+            if cache is not None:
+                digest = hashlib.sha256(json.dumps([model_name, role, some]).encode())
+                path = cache / f"{role}-{digest.hexdigest()[:32]}.npy"
+            if path is not None and path.exists():
+                part = np.load(path)
+            else:
+                encode = model.encode_query if role == "query" else model.encode_document
+                found = encode(
+                    some, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False
+                )
+                part = np.asarray(found, dtype=np.float32)
+                if path is not None:
+                    with atomic_path(path) as scratch:
+                        np.save(scratch, part)
+            parts.append(part)
+            bar.update(len(some))
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def model_identity(name: str) -> str:

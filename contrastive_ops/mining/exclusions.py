@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.select import Exclusions
+from ..engine.exclusions import Exclusions
 
 
 def exclusions(
@@ -38,6 +38,9 @@ def exclusions(
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else union(parts)
+
+
+equal_ids = Exclusions.equal
 
 
 def contains(whole: Exclusions, rows: Tensor, index: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.exclusions import Exclusions
 from ..engine.scores import pair_scores, prepared_rows, score_dtype
-from ..engine.select import Exclusions
 from .corpus import Blocks, Corpus, Rows, as_rows, read_index
 from .exclusions import exclusions, union
 from .sampling import draw, draw_from_all

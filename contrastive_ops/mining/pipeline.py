@@ -24,6 +24,7 @@ def mine_texts(
     batch_size: int = 64,
     cache: Path | None = None,
     backend: str | None = None,
+    output: Path | None = None,
 ) -> HardNegatives:
     """Hard negatives of texts, by a sentence-transformers model.
 
@@ -37,6 +38,7 @@ def mine_texts(
         batch_size: texts at a time.
         cache: folder for embeddings, of a model given by its name or folder.
         backend: see :func:`contrastive_ops.backends`.
+        output: see :func:`mine_hard_negatives`; without a cross-encoder alone.
     """
     name = ""
     if isinstance(model, str | Path):
@@ -53,7 +55,7 @@ def mine_texts(
     if cross_encoder is None:
         options: dict[str, Any] = vars(rules)
         return mine_hard_negatives(
-            queries, corpus, positives, exclude=own, backend=backend, **options
+            queries, corpus, positives, exclude=own, backend=backend, output=output, **options
         )
     if isinstance(cross_encoder, str | Path):
         from sentence_transformers import CrossEncoder

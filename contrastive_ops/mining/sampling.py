@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..engine.exclusions import Exclusions
 from ..engine.scores import pair_scores, prepared_rows
-from ..engine.select import Exclusions
 from .corpus import Corpus
 from .exclusions import contains
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 def read_columns(source: str, count: int) -> list[list[str]]:
@@ -34,7 +35,10 @@ def read_columns(source: str, count: int) -> list[list[str]]:
     elif suffix == ".parquet":
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        table = pq.read_table(path, columns=wanted).to_pydict()
+        try:
+            table = pq.read_table(path, columns=wanted).to_pydict()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
     else:
         table = _read_dataset(path, wanted, count)
     chosen = wanted or list(table)[:count]
@@ -58,8 +62,8 @@ def read_columns(source: str, count: int) -> list[list[str]]:
 
 def _read_tsv(path: str) -> dict[str, list[str]]:
     csv.field_size_limit(1 << 30)
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with open(path, "rb") as file:
+        rows = csv.reader(_decoded(path, file), delimiter="\t", quoting=csv.QUOTE_NONE)
         names = next(rows, [])
         columns: list[list[str]] = [[] for _ in names]
         for row in rows:
@@ -74,8 +78,8 @@ def _read_tsv(path: str) -> dict[str, list[str]]:
 
 def _read_jsonl(path: str, wanted: list[str] | None, count: int) -> dict[str, list[str]]:
     table: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with open(path, "rb") as file:
+        for number, line in enumerate(_decoded(path, file), 1):
             if not line.strip():
                 continue
             try:
@@ -91,6 +95,15 @@ def _read_jsonl(path: str, wanted: list[str] | None, count: int) -> dict[str, li
                     raise ValueError(f"{path}: line {number} has no {name!r}")
                 column.append(row[name])
     return table
+
+
+def _decoded(path: str, file: BinaryIO) -> Iterator[str]:
+    """The lines of a file of UTF-8."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: line {number} is no UTF-8") from error
 
 
 def _read_dataset(path: str, wanted: list[str] | None, count: int) -> dict[str, list[str]]:

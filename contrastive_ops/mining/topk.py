@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.exclusions import Exclusions
 from ..engine.scores import Metric
-from ..engine.select import Exclusions, Selection, empty_selection, row_select
+from ..engine.select import Selection, empty_selection, row_select
 from .corpus import Blocks, Corpus, Rows, as_rows, read_index
 from .exclusions import exclusions
 

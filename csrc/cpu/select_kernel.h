@@ -21,8 +21,7 @@ class Selector {
     x_strips = cursor.take<uint32_t>(stripe_rows * strip_units());
     x_coarse = cursor.take<Coarse>(stripe_rows);
     tau = cursor.take<double>(stripe_rows);
-    done = cursor.take<float>(stripe_rows);
-    first = cursor.take<float>(stripe_rows);
+    visited = cursor.take<uint16_t>(stripe_rows * span_blocks());
     counts = cursor.take<int64_t>(stripe_rows + 1);
     most = cursor.take<float>(stripe_rows * span_groups);
     lost = cursor.take<uint8_t>(p.upper ? stripe_rows * span_groups : 0);
@@ -68,7 +67,16 @@ class Selector {
         measured = spans == 1 && begin > 0;
         scan_span(scan);
         const int64_t before = p.rescored;
-        score_span();
+        __builtin_memset(visited, 0, size_t(rows * span_blocks()) * sizeof(uint16_t));
+        score_first_groups(false);
+        if (p.scan == Scan::automatic && scan != Scan::float32 && too_many()) {
+          // The bound tells too little apart: a finer scan costs less than that many scores.
+          pack_queries(packed = scan = Scan::float32);
+          measured = true;
+          scan_span(scan);
+          score_first_groups(true);
+        }
+        score_other_groups();
         if (p.scan != Scan::automatic) continue;
         // What is scored falls from span to span as thresholds rise: the first has seen little.
         const double share = double(p.rescored - before) / (double(rows) * double(columns));
@@ -82,9 +90,11 @@ class Selector {
  private:
   SelectProblem& p;
   const int workers_;
+  double roundings = 0;
   int64_t width = 0, stripe_rows = 0, span_groups = 0, group = 0, pair_capacity = 0;
   // ---- the stripe and span at hand
-  bool first_pass = false, measured = false;
+  bool first_pass = false;
+  bool measured = false;  // the candidates' norms are known, and those without one counted
   int64_t row0 = 0, rows = 0, col0 = 0, columns = 0, blocks = 0;
   // ---- memory
   R *x_rows, *pair_score, *y_rows;
@@ -93,8 +103,9 @@ class Selector {
   Measure* y_measure;
   double *tau, *block_norm, *block_residual, *y_wide;
   int64_t *counts, *group_begin, *bad;
-  float *most, *done, *first, *eps_of, *values;
+  float *most, *eps_of, *values;
   uint8_t* lost;
+  uint16_t* visited;  // of a row and block: the groups that were scored, a bit each
   int32_t *pair_group, *pair_row, *pair_order, *above_lanes;
   PanelTerms* terms;
   Ranked<R>* merge_scratch;
@@ -134,10 +145,10 @@ class Selector {
 
   // ---- which scan
 
-  static Scan widest(Scan asked) {
+  Scan widest(Scan asked) const {
     if (asked == Scan::float32) return asked;
 #if ISA_VNNI
-    if (asked != Scan::bfloat16) return Scan::int8;
+    if (asked != Scan::bfloat16 && p.dim <= 1 << 16) return Scan::int8;  // sums of 32 bits
 #endif
 #if ISA_BF16
     return Scan::bfloat16;
@@ -165,6 +176,12 @@ class Selector {
     }
   }
 
+  // Of what the entries of a row are whole multiples; 0: of nothing.
+  float unit_of(const Measure& measure) const {
+    const bool whole = p.dtype == DType::int8 || p.dtype == DType::bits;
+    return whole && measure.factor == measure.factor ? float(measure.factor) : 0;
+  }
+
   // ---- queries
 
   void prepare_queries() {
@@ -175,10 +192,12 @@ class Selector {
       const Measure measure = measure_row(row, width, p.normalize);
       scale_row(row, width, measure.factor);
       x_coarse[i].norm = measure.norm;
+      x_coarse[i].unit = unit_of(measure);
     });
   }
 
   void pack_queries(Scan scan) {
+    roundings = scan == Scan::int8 ? 32 : double(p.dim) + 32;  // sums of integers have none
     with_policy(scan, [&](auto policy) {
       using P = decltype(policy);
       using Elem = typename Quantise<P>::Elem;
@@ -207,7 +226,7 @@ class Selector {
     const double y = block_norm[block], left = block_residual[block];
     const double xs = x.norm + x.residual, ys = y + left;
     const double u = 0x1p-24;
-    double e = x.residual * y + xs * left + (double(p.dim) + 32) * u * 1.01 * xs * ys;
+    double e = x.residual * y + xs * left + roundings * u * 1.01 * xs * ys;
     double size = x.norm * y;
     if (p.metric == Metric::l2) {
       e += 8 * u * (x.norm + y) * (x.norm + y);
@@ -284,9 +303,10 @@ class Selector {
           if (!measured) measure = measure_row(row, width, p.normalize);
           scale_row(row, width, measure.factor);
           coarse.norm = measure.norm;
+          coarse.unit = unit_of(measure);
         }
         if (!(coarse.norm == coarse.norm)) {
-          if (column < columns && row0 == 0) ++bad[worker];
+          if (column < columns && row0 == 0 && !measured) ++bad[worker];
           __builtin_memset(out, 0, size_t(width) * sizeof(Elem));
           continue;
         }
@@ -374,19 +394,40 @@ class Selector {
 
   // ---- rank, score, merge
 
-  // First the groups with the k largest maxima: their scores are a threshold that few others reach.
-  void score_span() {
-    for (const bool first : {true, false}) {
-      first_pass = first;
-      parallel_for(rows, workers_, [&](int64_t i, int worker) {
-        counts[i] = first ? first_groups(i, worker) : other_groups(i, worker);
-      });
-      for (int64_t begin = 0; begin < rows;) {  // as many rows at once as there is room for
-        int64_t end = begin, pairs = 0;
-        while (end < rows && pairs + counts[end] <= pair_capacity) pairs += counts[end++];
-        if (pairs > 0) score_rows(begin, end, pairs);
-        begin = end;
-      }
+  // The groups with the k largest maxima: their scores are a threshold that few others reach.
+  // Rows that have k already have one, but maybe a poor one of a coarser scan (`again`).
+  void score_first_groups(bool again) {
+    first_pass = true;
+    parallel_for(rows, workers_, [&](int64_t i, int worker) {
+      counts[i] = again || !is_full(i) ? first_groups(i, worker) : 0;
+    });
+    score_counted();
+    first_pass = false;
+  }
+
+  void score_other_groups() {
+    parallel_for(rows, workers_, [&](int64_t i, int worker) {
+      counts[i] = other_groups(i, worker);
+      if (p.above) p.above[row0 + i] += lost_of_others(i, worker);
+    });
+    score_counted();
+  }
+
+  // Whether the other groups are so many that scanning anew is less work.
+  bool too_many() {
+    parallel_for(rows, workers_, [&](int64_t i, int worker) { counts[i] = other_groups(i, worker); });
+    int64_t pairs = 0;
+    for (int64_t i = 0; i < rows; ++i) pairs += counts[i];
+    return double(pairs * group) > 0.2 * double(rows) * double(columns);
+  }
+
+  // As many rows at once as there is room for.
+  void score_counted() {
+    for (int64_t begin = 0; begin < rows;) {
+      int64_t end = begin, pairs = 0;
+      while (end < rows && pairs + counts[end] <= pair_capacity) pairs += counts[end++];
+      if (pairs > 0) score_rows(begin, end, pairs);
+      begin = end;
     }
   }
 
@@ -405,33 +446,28 @@ class Selector {
   }
   bool is_full(int64_t i) const { return p.indices[(row0 + i) * p.k + p.k - 1] >= 0; }
 
-  // Which groups of a block of row i are scored now: those that reach `least`, but not the ones
-  // that the first pass did.
-  auto chosen(int64_t i, int64_t b, float least) const {
+  // Which groups of a block of row i are to be scored: those that reach `least`, but not twice.
+  uint32_t chosen(int64_t i, int64_t b, float least) const {
     const Vec<float> value = load(most + i * span_groups + b * n);
-    const auto enough = ~(value < least);
-    return done[i] < infinity<float> ? enough & (value < done[i]) : enough;
+    return bits_of(~(value < least)) & ~uint32_t(visited[i * span_blocks() + b]);
   }
 
   int64_t first_groups(int64_t i, int worker) {
-    done[i] = first[i] = infinity<float>;
-    if (!(x_coarse[i].norm == x_coarse[i].norm) || is_full(i)) return 0;
+    if (!(x_coarse[i].norm == x_coarse[i].norm)) return 0;
     const float* m = most + i * span_groups;
     const auto known = [&](int64_t b) {
       const Vec<float> v = load(m + b * n);
       return v <= largest_finite<float> ? v : splat(-infinity<float>);
     };
     tau[i] = double(kth_best(known, worker));
-    first[i] = reach(i, 0);
     int64_t count = 0;
-    for (int64_t b = 0; b < blocks; ++b) count += count_set(chosen(i, b, reach(i, 0)));
+    for (int64_t b = 0; b < blocks; ++b) count += __builtin_popcount(chosen(i, b, reach(i, 0)));
     return count;
   }
 
   int64_t other_groups(int64_t i, int worker) {
     const Coarse& x = x_coarse[i];
     if (!(x.norm == x.norm)) return 0;
-    done[i] = first[i];
     const float* e = bounds_of(i, worker);
     const float* m = most + i * span_groups;
     if (is_full(i)) {
@@ -451,20 +487,23 @@ class Selector {
           },
           worker));
     }
-    int64_t count = 0, over = 0;
-    const uint8_t* lost_i = p.upper ? lost + i * span_groups : nullptr;
+    int64_t count = 0;
     for (int64_t b = 0; b < blocks; ++b) {
-      const auto now = chosen(i, b, reach(i, e[b]));
-      count += count_set(now);
-      if (!lost_i) continue;
-      const auto before = ~(load(m + b * n) < done[i]);
-      const bool any_before = done[i] < infinity<float>;
-      for (int l = 0; l < n; ++l) {
-        over += now[l] || (any_before && before[l]) ? 0 : lost_i[b * n + l];
-      }
+      count += __builtin_popcount(chosen(i, b, reach(i, e[b])));
     }
-    if (p.above) p.above[row0 + i] += over;
     return count;
+  }
+
+  // How many candidates are above the limit in groups of row i that are never scored.
+  int64_t lost_of_others(int64_t i, int worker) {
+    if (!(x_coarse[i].norm == x_coarse[i].norm)) return 0;
+    const float* e = bounds_of(i, worker);
+    int64_t over = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const uint32_t scored = chosen(i, b, reach(i, e[b])) | visited[i * span_blocks() + b];
+      for (int l = 0; l < n; ++l) over += scored >> l & 1 ? 0 : lost[i * span_groups + b * n + l];
+    }
+    return over;
   }
 
   // The k-th largest lane of value(b) over the blocks, -inf where there are fewer.
@@ -494,13 +533,13 @@ class Selector {
   }
 
   template <class Mask>
-  static int64_t count_set(Mask mask) {
+  static uint32_t bits_of(Mask mask) {
 #if ISA_AVX512
-    return __builtin_popcount(_mm512_movepi32_mask((__m512i)mask));
+    return _mm512_movepi32_mask((__m512i)mask);
 #else
-    int64_t count = 0;
-    for (int l = 0; l < n; ++l) count -= mask[l];
-    return count;
+    uint32_t bits = 0;
+    for (int l = 0; l < n; ++l) bits |= uint32_t(mask[l] & 1) << l;
+    return bits;
 #endif
   }
   template <class Mask>
@@ -531,11 +570,10 @@ class Selector {
       const float* e = bounds_of(i, worker);
       int64_t slot = counts[i];
       for (int64_t b = 0; b < blocks; ++b) {
-        const auto now = chosen(i, b, reach(i, e[b]));
-        if (count_set(now) == 0) continue;
-        for (int l = 0; l < n; ++l) {
-          if (!now[l]) continue;
-          pair_group[slot] = int32_t(b * n + l);
+        uint32_t now = chosen(i, b, reach(i, e[b]));
+        visited[i * span_blocks() + b] |= uint16_t(now);
+        for (; now; now &= now - 1) {
+          pair_group[slot] = int32_t(b * n + __builtin_ctz(now));
           pair_row[slot++] = int32_t(i);
         }
       }

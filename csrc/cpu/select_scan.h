@@ -20,6 +20,7 @@ struct Bytes {
 // What a row became: |row|, |row - what is scanned of it|, and the factor of its integers.
 struct Coarse {
   double norm = 0, residual = 0;
+  float unit = 0;  // its entries are bytes or bits times this; 0 for other rows
   float scale = 1;
   int32_t sum = 0;
 };
@@ -102,8 +103,12 @@ struct Quantise<Bytes> {
   static void row(const R* from, int64_t dim, Elem* to, Coarse& coarse, bool query) {
     Vec<float> most = {}, residual = {};
     double lost = 0;
-    for_each_float(from, dim, lost, [&](int64_t, Vec<float> x) { most = vmax(most, x < 0 ? -x : x); });
-    const float scale = max_lanes<float>(most) * (1 / 127.0f);
+    float scale = coarse.unit;
+    if (scale == 0) {
+      for_each_float(from, dim, lost,
+                     [&](int64_t, Vec<float> x) { most = vmax(most, x < 0 ? -x : x); });
+      scale = max_lanes<float>(most) * (1 / 127.0f);
+    }
     const bool usable = scale > 0x1p-100f && scale < 0x1p100f;
     coarse.scale = usable ? scale : 1;
     const float factor = usable ? 1 / scale : 0;
@@ -118,9 +123,9 @@ struct Quantise<Bytes> {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
                        _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, offset)));
     });
-    // 2^-20: what the residual's own arithmetic rounds.
-    coarse.residual = __builtin_sqrt(sum_lanes<float>(residual)) * 1.001 * double(scale) +
-                      coarse.norm * 0x1p-20 + lost;
+    // 2^-20: what the residual's own arithmetic rounds; bytes as they are have none.
+    coarse.residual = __builtin_sqrt(sum_lanes<float>(residual)) * 1.001 * double(scale) + lost;
+    if (coarse.unit != 1) coarse.residual += coarse.norm * 0x1p-20;
     if (!usable) coarse.residual = coarse.norm;
     coarse.sum = 0;
     for (int i = 0; i < lanes<int32_t>; ++i) coarse.sum += sum[i];

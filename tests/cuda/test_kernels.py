@@ -103,9 +103,8 @@ def test_lists_that_overflow(limited):
 @pytest.mark.usefixtures("cpu_kernel")
 def test_many_winners():
     x, y = brute.clustered(2, 2300, 8)
-    both(x, y, selection.LARGEST_K)
-    # More than that is torch's.
-    both(x, y, selection.LARGEST_K + 1)
+    both(x, y, backends.LARGEST_SELECTION)
+    both(x, y, backends.LARGEST_SELECTION + 1)  # another backend's
 
 
 def test_labels_are_exclusions(scan):
@@ -182,13 +181,15 @@ def test_the_scan_leaves_few_pairs_to_score():
 
 def test_where_it_can_run_it_is_chosen_for_selection_alone():
     cpu = torch.device("cpu")
-    assert backends.choose_selection("cuda", cpu, 32) == "cuda"
-    assert backends.choose_selection("cuda", cpu, 2049) == "torch"
-    assert backends.choose_selection(None, cpu, 32) != "cuda"  # not what tests build
+    kind = torch.float32
+    assert backends.choose_selection("cuda", cpu, kind, 2048) == "cuda"
+    assert backends.choose_selection("cuda", cpu, kind, 2049) in ("cpu", "torch")
+    assert backends.choose_selection("torch", cpu, kind, 32) == "torch"
+    assert backends.choose_selection(None, cpu, kind, 32) != "cuda"  # not what tests build
     rows = torch.randn(2, 6, 5)
     assert torch.equal(info_nce(*rows, backend="cuda"), info_nce(*rows))
     with pytest.raises(ValueError, match="backend: 'cuda' got tensors on cuda:0, expected them on"):
-        backends.choose_selection("cuda", torch.device("cuda", 0), 32)
+        backends.choose_selection("cuda", torch.device("cuda", 0), kind, 32)
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path):

@@ -149,6 +149,71 @@ def test_the_cache_is_used_and_knows_its_model(model, tmp_path):
             embed(broken, texts, role, batch_size=2, cache=tmp_path, model_name=name)
 
 
+def test_embedding_goes_on_behind_the_last_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("contrastive_ops.mining.encoding._TEXTS_A_FILE", 10)
+    seen = []
+
+    def encode(texts, **_):
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(texts)
+        return np.array([[len(text), ord(text[-1])] for text in texts])
+
+    texts = [f"text {i}" for i in range(35)]
+    named = {"batch_size": 4, "cache": tmp_path, "model_name": "a", "progress": False}
+    model = SimpleNamespace(encode_query=encode)
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, texts, "query", **named)
+    assert [len(part) for part in seen] == [10, 10]
+    stop = 99
+    found = embed(model, texts, "query", **named)
+    assert seen[2:] == [texts[20:30], texts[30:]]
+    assert found.tolist() == [[len(text), ord(text[-1])] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "q\ta\none\ttwo\nthree\n", "got 1 cells in line 3, expected 2"),
+        ("a.tsv", "", "expected at least 2"),
+        ("a.tsv", "q\ta\n", "got no rows"),
+        ("a.jsonl", '{"q": "x", "a": "y"}\n\n{"q": "z"}\n', "line 3 has no 'a'"),
+        ("a.jsonl", '{"q": "x", "a": "y"}\n{"q": \n', "line 2 is no JSON"),
+        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("a.tsv", b"q\ta\nfine\tfine\n\xff\tx\n", "line 3 is no UTF-8"),
+        ("a.jsonl", b'{"q": "x", "a": "y"}\n{"q": "\xff"}\n', "line 2 is no UTF-8"),
+        ("a.parquet", "no parquet", "a.parquet: "),
+    ],
+)
+def test_bad_tables_name_the_line(name, text, message, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        read_columns(str(path), 2)
+    command = ["mine", "--queries", str(path), "--model", "none", "--output", str(tmp_path / "o")]
+    assert cli.main(command) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_told_first(tmp_path, pairs_tsv, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["mine", "--queries", str(pairs_tsv), "--model", "none"]
+    assert cli.main([*command, "--output", str(tmp_path / "file" / "out.jsonl")]) == 2
+    assert "--output: cannot write" in capsys.readouterr().err
+
+
+def test_empty_and_equal_texts(model):
+    """An empty text has no direction that a query could share; equal ones are one candidate."""
+    pairs = TextPairs.of(["river", "", "stone"], ["the river", "nothing", "the stone"], ["", "a"])
+    mined = mine_texts(pairs, Rules(2), model)
+    assert mined.indices.shape == (3, 2)
+    for i, index in enumerate(mined.indices.tolist()):
+        taken = [j for j in index if j >= 0]
+        assert not set(taken) & {*pairs.positives[i], pairs.own[i]}
+        assert len(set(taken)) == 2
+
+
 class ByLength:
     """A cross-encoder that scores a pair by the length of the text, in batches of many queries."""
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import contrastive_ops
 from contrastive_ops import topk_similarity
 from contrastive_ops.engine import extension
-from contrastive_ops.engine.select import SCANS, Exclusions, row_select
+from contrastive_ops.engine.exclusions import Exclusions
+from contrastive_ops.engine.select import SCANS, row_select
 
 WORKING = [name for name, status in contrastive_ops.backends().items() if status == "ok"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -135,6 +136,54 @@ def test_the_scan_leaves_few_pairs_to_score(scan):
     found = row_select(x, y, 10, backend="cpu", scan=scan)
     assert found.pairs == 64 * 20000
     assert 64 * 10 <= found.scored < 0.1 * found.pairs
+
+
+@pytest.mark.usefixtures("cpu_kernel")
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_many_near_equal_are_scanned_anew(metric):
+    """Candidates that the first scan's bound leaves together; pieces change nothing."""
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn(10, 64, generator=generator)
+    y, x = (
+        base[torch.randint(0, 10, (rows,), generator=generator)]
+        + 0.02 * torch.randn(rows, 64, generator=generator)
+        for rows in (1500, 60)
+    )
+    expected = row_select(x, y, 3, metric=metric, backend="reference")
+    found = row_select(x, y, 3, metric=metric, backend="cpu")
+    assert_equal(found, expected)
+    if row_select(x, y, 3, metric=metric, backend="cpu", scan="int8").scored > 0.3 * found.pairs:
+        assert found.scored < 0.15 * found.pairs
+    limit = expected.scores[:, 1] + 1e-6
+    expected = row_select(x, y, 3, metric=metric, backend="reference", upper=limit)
+    for budget in (1 << 20, None):
+        found = row_select(
+            x, y, 3, metric=metric, backend="cpu", upper=limit, workspace_bytes=budget
+        )
+        assert_equal(found, expected)
+    first = row_select(x, y[:700], 3, metric=metric, backend="cpu", upper=limit)
+    found = row_select(
+        x, y[700:], 3, metric=metric, backend="cpu", upper=limit, first=700, into=first
+    )
+    assert_equal(found, expected)
+
+
+@pytest.mark.usefixtures("cpu_kernel")
+def test_bytes_are_scanned_as_they_are():
+    """No bytes are rounded to other bytes: the scan leaves what a scan in float32 leaves."""
+    generator = torch.Generator().manual_seed(5)
+    y, x = (
+        torch.randint(-45, 46, (rows, 96), dtype=torch.int8, generator=generator)
+        for rows in (6000, 24)
+    )
+    for normalize in (False, True):
+        expected = row_select(x, y, 5, normalize=normalize, backend="reference")
+        scored = []
+        for scan in ("float32", "int8"):
+            found = row_select(x, y, 5, normalize=normalize, backend="cpu", scan=scan)
+            assert_equal(found, expected)
+            scored.append(found.scored)
+        assert scored[1] <= 1.05 * scored[0]
 
 
 @pytest.mark.usefixtures("cpu_kernel")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .library import Arguments, Library
+from ..exclusions import Exclusions
+from ..select_torch import Block
+from .library import Arguments, Library, load
 
-LARGEST_K = 2048
 GROUP, PANEL, DEPTH, CHUNK_UNIT = 32, 128, 64, 256  # csrc/cuda/problem.h
 ENTRY_BYTES = 16
 DTYPES = (
@@ -26,19 +27,6 @@ DTYPES = (
     torch.int8,
     torch.uint8,
 )
-
-
-class Given(NamedTuple):
-    """Queries against one block of candidates; see :func:`..select.row_select`."""
-
-    query: Tensor
-    corpus: Tensor
-    normalize: bool
-    l2: bool
-    exclude: tuple[Tensor, Tensor] | None
-    labels: tuple[Tensor, Tensor] | None
-    upper: Tensor | None
-    first: int
 
 
 @dataclass(frozen=True)
@@ -66,15 +54,17 @@ class Plan:
 
 
 def select(
-    library: Library,
-    given: Given,
-    scores: Tensor,
-    indices: Tensor,
-    above: Tensor | None,
-    budget: int,
+    block: Block, scores: Tensor, indices: Tensor, above: Tensor | None, budget: int
 ) -> dict[str, Any]:
-    """Merges the block into scores and indices (N, k)."""
-    query, corpus = _rows(given.query), _rows(given.corpus)
+    """Merges the block into scores and indices (N, k); see :func:`..select.row_select`."""
+    library, reason = load()
+    if library is None:
+        raise ValueError(f"backend 'cuda' cannot be used here: {reason}")
+    if block.labels is not None:  # any integers, as the kernels have them
+        _, numbers = torch.cat(block.labels).unique(return_inverse=True)
+        rows, columns = numbers.int().split([len(block.query), len(block.corpus)])
+        block = block._replace(labels=(rows, columns))
+    query, corpus = _rows(block.query), _rows(block.corpus)
     scores, indices = scores.clone(), indices.clone()
     above = None if above is None else above.clone()
     n, m, k = len(query), len(corpus), scores.shape[1]
@@ -83,31 +73,31 @@ def select(
     plan = Plan.of(n, m, slices, k, scores.element_size(), budget)
     device = query.device
     a = Arguments()
-    exclude = None if given.exclude is None or len(given.exclude[1]) == 0 else given.exclude
+    exclude = block.exclude if len(block.exclude.index) else None
     a.put(
         dtype=DTYPES.index(query.dtype),
-        normalize=given.normalize,
-        l2=given.l2,
+        normalize=block.normalize,
+        l2=block.metric == "l2",
         dim=dim,
         slices=slices,
         x_stride=query.stride(0),
         y=corpus,
         y_stride=corpus.stride(0),
         count=m,
-        first=given.first,
+        first=block.first,
         k=k,
         capacity=plan.capacity,
-        exclude=exclude and exclude[1].contiguous(),
-        column_label=given.labels and given.labels[1],
+        exclude=exclude and exclude.index.contiguous(),
+        column_label=block.labels and block.labels[1],
         y_factor=torch.empty(m, dtype=torch.float64, device=device),
     )
-    _put_chunk(a, plan, slices, given.upper is not None, device)
+    _put_chunk(a, plan, slices, block.upper is not None, device)
     scored = 0
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         for begin in range(0, n, plan.rows):
             part = slice(begin, min(n, begin + plan.rows))
-            stripe = _Stripe(library, a, given, plan, query[part], part, exclude)
+            stripe = _Stripe(library, a, block, plan, query[part], part, exclude)
             stripe.list_groups(scores[part], indices[part], above, m)
             scored += stripe.score(scores[part], indices[part], m)
     nan_rows = int(a.tensor("y_factor").isnan().sum())
@@ -127,13 +117,13 @@ class _Stripe:
         self,
         library: Library,
         a: Arguments,
-        given: Given,
+        block: Block,
         plan: Plan,
         query: Tensor,
         part: slice,
-        exclude: tuple[Tensor, Tensor] | None,
+        exclude: Exclusions | None,
     ) -> None:
-        self.library, self.a, self.given, self.plan = library, a, given, plan
+        self.library, self.a, self.block, self.plan = library, a, block, plan
         self.query, self.part, self.device = query, part, query.device
         padded = _up(len(query), PANEL)
         self._new(
@@ -148,9 +138,9 @@ class _Stripe:
             x=query,
             rows=len(query),
             padded_rows=padded,
-            exclude_begin=exclude and exclude[0][part.start : part.stop + 1].contiguous(),
-            row_label=given.labels and given.labels[0][part],
-            limit=None if given.upper is None else given.upper[part].contiguous(),
+            exclude_begin=exclude and exclude.begin[part.start : part.stop + 1].contiguous(),
+            row_label=block.labels and block.labels[0][part],
+            limit=None if block.upper is None else block.upper[part].contiguous(),
         )
 
     def list_groups(
@@ -163,7 +153,7 @@ class _Stripe:
 
         def in_row_units(score: Tensor) -> Tensor:
             score = score.double()
-            return ((score + norm * norm) / 2 if self.given.l2 else score) / scale
+            return ((score + norm * norm) / 2 if self.block.metric == "l2" else score) / scale
 
         least = in_row_units(scores[:, -1])
         least = (least - least.abs() * 2.0**-20).float()
@@ -176,8 +166,8 @@ class _Stripe:
             lost_total=zeros,
             above=None if above is None else above[self.part],
             cap=None
-            if self.given.upper is None
-            else in_row_units(self.given.upper[self.part]).clamp(-1e37, 1e37).float(),
+            if self.block.upper is None
+            else in_row_units(self.block.upper[self.part]).clamp(-1e37, 1e37).float(),
         )
         self._new(rows, list=(torch.int32, ENTRY_BYTES // 4 * self.plan.capacity))
         for begin in range(0, candidates, self.plan.chunk):

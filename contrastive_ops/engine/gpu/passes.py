@@ -14,7 +14,8 @@ from torch import Tensor
 from ...kernels import coefficients as coefficients_kernel
 from ...kernels import combine, config, rows
 from ...kernels import statistics as statistics_kernel
-from .prepared import Block, Job, architecture, interpreted
+from . import prepared
+from .prepared import Block, Job, interpreted
 
 STATE_KINDS = 3
 """log-sum-exp, logits kept, their sum: float64, O(N) numbers each."""
@@ -52,7 +53,7 @@ def variants(
 def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
     data = job.query.data
     return config.tile_for(
-        architecture(data.device),
+        prepared.architecture(data.device),
         _role(job, block, bounded, levered),
         data.element_size(),
         job.problem.precision,
@@ -346,8 +347,8 @@ def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]
     bulk = tile.bulk or (interpreted() and BULK_IN_THE_INTERPRETER)
     single = x.dtype == torch.float32
     return {
-        "x": _descriptor(x, tile.block_m, tile.block_k) if bulk else x,
-        "y": _descriptor(y, tile.block_n, tile.block_k) if bulk else y,
+        "x": descriptor(x, tile.block_m, tile.block_k) if bulk else x,
+        "y": descriptor(y, tile.block_n, tile.block_k) if bulk else y,
         "inverse_x": job.query.inverse,
         "inverse_y": block.rows.inverse,
         **job.scaling,
@@ -387,7 +388,8 @@ def _precision(name: str, device: torch.device) -> str:
     if interpreted():
         return "interpreted"
     # AMD's matrix cores multiply float32 as it is, faster than three products of its parts.
-    return "ieee" if name == "tf32x3" and architecture(device).name.startswith("gfx") else name
+    amd = prepared.architecture(device).name.startswith("gfx")
+    return "ieee" if name == "tf32x3" and amd else name
 
 
 BULK_IN_THE_INTERPRETER = False
@@ -398,10 +400,10 @@ def _target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> A
     """Where tiles are stored: as a descriptor for bulk stores."""
     if z is None or not arguments["BULK"]:
         return z
-    return _descriptor(z, tile.block_m, tile.block_n)
+    return descriptor(z, tile.block_m, tile.block_n)
 
 
-def _descriptor(x: Tensor, height: int, depth: int) -> Any:
+def descriptor(x: Tensor, height: int, depth: int) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(x, [height, depth])
