@@ -12,7 +12,7 @@ STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install -qq --constraint constraints.txt
 EDITABLE := $(INSTALL) --no-build-isolation --editable
-CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*)
 DECLARED := pyproject.toml setup.py constraints.txt
 SAY := @printf '==> %s\n'
 
@@ -70,7 +70,7 @@ sanitize: $(STAMPS)/test ## run the kernels under the address, undefined-behavio
 check: lint test sanitize ## all that the continuous integration runs
 
 clean: ## remove what was built and measured here; the environment, too
-	rm -rf $(VENV) build dist runs *.egg-info contrastive_ops/_build.json contrastive_ops/_C*.so
+	rm -rf $(VENV) build dist runs *.egg-info contrastive_ops/_build.json contrastive_ops/_C*.so contrastive_ops/_cuda.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -5,10 +5,16 @@ optional extension ``contrastive_ops._C``. No torch, no compiler or a failed com
 pure-Python install, never a failed one; ``contrastive_ops/_build.json`` records what happened, for
 `contrastive-ops info` and for the loader, which must not load a library built for another torch.
 
+The CUDA kernels, ``contrastive_ops/_cuda.so``, are a plain library that nvcc builds besides where
+torch has CUDA and nvcc is there; no install ever depends on them either.
+
 Environment:
   CONTRASTIVE_OPS_NO_EXTENSION=1       skip the extension
   CONTRASTIVE_OPS_REQUIRE_EXTENSION=1  fail if the extension cannot be built
   CONTRASTIVE_OPS_SANITIZE=...         build with -fsanitize=..., e.g. address,undefined or thread
+  CONTRASTIVE_OPS_NO_CUDA=1            skip the CUDA kernels
+  TORCH_CUDA_ARCH_LIST="8.0;9.0a"      GPUs to build for; by default 8.0, 9.0a and 10.0
+  CUDA_HOME                            where the CUDA toolkit is
   CXX, CFLAGS, MAX_JOBS                as everywhere
 """
 
@@ -17,12 +23,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from setuptools import Command, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -31,6 +39,8 @@ from setuptools.command.build_py import build_py
 BINDING = "csrc/binding.cpp"
 SOURCES = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
 HEADERS = sorted(glob("csrc/*.h") + glob("csrc/cpu/*.h"))
+CUDA = "csrc/cuda/selection.cu"
+CUDA_SOURCES = sorted(glob("csrc/cuda/*"))
 SANITIZE = os.environ.get("CONTRASTIVE_OPS_SANITIZE", "")
 
 
@@ -73,7 +83,8 @@ def compile_flags() -> list[str]:
 
 def write_record(folder: str | Path, built: bool, reason: str | None = None, **facts: str) -> None:
     """Writes _build.json, atomically."""
-    record = {"built": built, "reason": reason, "sanitize": SANITIZE or None, **facts}
+    cuda = CUDA_STATE or {"built": False, "reason": REASON or "not tried"}
+    record = {"built": built, "reason": reason, "sanitize": SANITIZE or None, **facts, "cuda": cuda}
     target = Path(folder) / "contrastive_ops" / "_build.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
@@ -93,6 +104,101 @@ def give_up(reason: str, folders: list[str | Path]) -> None:
         "`contrastive-ops info` shows the state, `pip install -v` the compiler's messages.",
         file=sys.stderr,
     )
+
+
+# ---- the CUDA kernels
+
+
+def find_nvcc() -> str | None:
+    """CUDA_HOME's, the path's, or the one in the usual place."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    named = [str(Path(home, "bin", "nvcc")) for home in homes if home]
+    for candidate in (*named, "nvcc", "/usr/local/cuda/bin/nvcc"):
+        found = shutil.which(candidate)
+        if found:
+            return found
+    return None
+
+
+def toolkit_version(nvcc: str) -> str:
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", told)
+    return found[1] if found else "unknown"
+
+
+def architecture_flags(wanted: str) -> list[str]:
+    """-gencode flags from a list as torch has it: "8.0 9.0a;10.0+PTX"."""
+    flags = []
+    for entry in re.split(r"[;,\s]+", wanted.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        if not found:
+            raise RuntimeError(f"TORCH_CUDA_ARCH_LIST: got {entry!r}, expected e.g. 8.0, 9.0a")
+        number, kind = found[1] + found[2], found[3]
+        if number == "90":
+            kind = "a"  # wgmma is in that set alone; other chips than 9.0 run neither
+        flags.append(f"-gencode=arch=compute_{number}{kind},code=sm_{number}{kind}")
+        if found[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def build_cuda(folders: list[str | Path]) -> dict[str, Any]:
+    """Compiles the CUDA kernels into the folders; returns what to write down of it."""
+    for folder in folders:
+        Path(folder, "contrastive_ops", "_cuda.so").unlink(missing_ok=True)
+    try:
+        return compile_cuda(folders)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        print(f"contrastive-ops: no CUDA kernels: {reason}", file=sys.stderr)
+        return {"built": False, "reason": reason}
+
+
+def compile_cuda(folders: list[str | Path]) -> dict[str, Any]:
+    import torch
+
+    if flag("CONTRASTIVE_OPS_NO_CUDA"):
+        raise RuntimeError("skipped by CONTRASTIVE_OPS_NO_CUDA")
+    if SANITIZE:
+        raise RuntimeError("the sanitizers are for the C++ kernels")
+    if not torch.version.cuda:
+        raise RuntimeError(f"torch {torch.__version__} has no CUDA")
+    if not Path(CUDA).is_file():
+        raise RuntimeError(f"{CUDA} is missing from the sources")
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise RuntimeError(f"no nvcc was found; CUDA {torch.version.cuda}'s toolkit has it")
+    version = toolkit_version(nvcc)
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        raise RuntimeError(f"nvcc is of CUDA {version}, torch of {torch.version.cuda}")
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures(version)
+    command = [nvcc, "-std=c++17", "-O3", "--threads", "0", "-cudart", "static", "-shared"]
+    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *architecture_flags(wanted), CUDA]
+    built = Path("build", "cuda", "_cuda.so")
+    stamp = built.with_suffix(".command")
+    newest = max(Path(source).stat().st_mtime for source in CUDA_SOURCES)
+    recent = built.is_file() and stamp.is_file() and built.stat().st_mtime > newest
+    if not recent or stamp.read_text() != " ".join([*command, version]):
+        built.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"nvcc failed: {done.stderr or done.stdout}")
+        stamp.write_text(" ".join([*command, version]))
+    for folder in folders:
+        target = Path(folder, "contrastive_ops", "_cuda.so")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built, target.with_suffix(".partial"))
+        os.replace(target.with_suffix(".partial"), target)
+    return {"built": True, "cuda": version, "architectures": wanted}
+
+
+def default_architectures(version: str) -> str:
+    """Ampere, Hopper with its own instructions, and Blackwell where the toolkit knows it."""
+    known = tuple(int(part) for part in version.split("."))
+    return "8.0;9.0a;10.0" if known >= (12, 8) else "8.0;9.0a"
+
+
+CUDA_STATE: dict[str, Any] = {}
 
 
 def output_folders(command: Command) -> list[str | Path]:
@@ -145,6 +251,7 @@ def kernel_builder() -> type[build_ext]:
         def run(self) -> None:
             find_tools()
             folders = output_folders(self)
+            CUDA_STATE.update(build_cuda(folders))
             try:
                 super().run()
             except Exception as error:

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from contrastive_ops.training.atomic import write_json
 
-from . import gpu_plan
+from . import cuda_offline, gpu_plan
 from .gpu_families import FAMILIES
 from .gpu_plan import Launch, Plan
 
@@ -228,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
         write_json(args.output, {"versions": _versions(), "plans": entries})
     wrong = sum(len(k.get("faults", [])) for entry in entries for k in entry["kernels"])
     print(f"\n{len(entries)} plans, {wrong} faults")
+    if not args.quick:
+        wrong += cuda_offline.report_all(args.arch)
     return 1 if wrong else 0
 
 

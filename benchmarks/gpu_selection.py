@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrastive_ops.engine.cuda import library as cuda_library
 from contrastive_ops.engine.exclusions import Exclusions
 from contrastive_ops.engine.gpu.select import Products, Side, Span
 from contrastive_ops.engine.select import row_select
@@ -58,6 +59,7 @@ def _launch(n: int, m: int, width: int, dtype: torch.dtype, exclude: bool, l2: b
 
 def cases(shrink: int = 1) -> Iterator[Case]:
     """The most telling first."""
+    yield _case(65536, 1 << 20, 768, "bfloat16", "gaussian", shrink)
     for m in (1_000_000, 100_000):
         for inputs in ("gaussian", "clustered"):
             for dtype in ("bfloat16", "float32"):
@@ -96,6 +98,9 @@ def _variants() -> dict[str, Loss]:
         found = row_select(x, y, K, backend="triton", workspace_bytes=workspace_bytes)
         return found.scores.sum()
 
+    def by_cuda(x: Tensor, y: Tensor) -> Tensor:
+        return row_select(x, y, K, backend="cuda").scores.sum()
+
     def product(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([(x @ part.T)[0, 0] for part in y.split(1 << 17)]).float().sum()
 
@@ -103,8 +108,10 @@ def _variants() -> dict[str, Loss]:
         found = [(part @ y.T).topk(K, 1).values for part in x.split(512)]
         return torch.cat(found).float().sum()
 
+    kernels, _ = cuda_library.load()
     return {
         "ours": ours,
+        **({"ours, CUDA C++": by_cuda} if kernels is not None else {}),
         "ours, 4 GiB": partial(ours, workspace_bytes=4 << 30),
         "product alone": product,
         "product and topk": topk,

@@ -54,7 +54,7 @@ def use_checkout() -> None:
     """Makes the checkout importable as it installs: kernels and benchmarks inside the package."""
     here = str(Path(__file__).resolve().parent)  # its modules have everyday names
     sys.path[:] = [entry for entry in sys.path if entry != here]
-    for entry in (ROOT, ROOT / "tests", ROOT / "tests" / "triton"):
+    for entry in (ROOT, ROOT / "tests", ROOT / "tests" / "mining", ROOT / "tests" / "triton"):
         if str(entry) not in sys.path:
             sys.path.insert(0, str(entry))
     import contrastive_ops
@@ -398,7 +398,7 @@ def main() -> int:
         return 2
     os.environ.pop("TRITON_INTERPRET", None)
     use_checkout()
-    from contrastive_ops.benchmarks import gpu_bench
+    from contrastive_ops.benchmarks import gpu_bench, gpu_cuda
 
     if args.tune:
         from contrastive_ops.benchmarks import gpu_tune
@@ -406,6 +406,8 @@ def main() -> int:
         gpu_tune.run(args.tune, lambda line: print(line, flush=True))
         return 0
     report: Line = {"machine": machine(args.rehearse), "peers": gpu_bench.peers_installed()}
+    report["cuda_kernels"] = gpu_cuda.build(ROOT)  # workers find it through the environment
+    print(f"CUDA C++ kernels: {report['cuda_kernels']}", flush=True)
     name = report["machine"]["gpu"].lower().replace(" ", "-")
     output = args.output or ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
 

@@ -26,8 +26,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 
 def pytest_generate_tests(metafunc):
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", WORKING)
+    if "backend" in metafunc.fixturenames:  # a module may name its own: tests/cuda
+        metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", WORKING))
     if "bounded_backend" in metafunc.fixturenames:
         metafunc.parametrize("bounded_backend", BOUNDED)
 

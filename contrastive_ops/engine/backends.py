@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import extension
+from .cuda import library
 from .problem import Gradients, Operands, SimilarityProblem, Wanted
 
 ENVIRONMENT_VARIABLE = "CONTRASTIVE_OPS_BACKEND"
@@ -66,7 +67,7 @@ def backends() -> dict[str, str]:
         "torch": "ok",
         "cpu": extension.load()[1],
         "triton": _triton_status(),
-        "cuda": "not part of this release",
+        "cuda": library.load()[1],
     }
 
 
@@ -74,16 +75,45 @@ def backends() -> dict[str, str]:
 def choose(name: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """The backend for tensors on ``device``: by name, by environment variable, or the fastest.
 
-    `triton` has no float64 products: `torch` stands in for it there.
+    `triton` has no float64 products: `torch` stands in for it there. `cuda` has selection alone:
+    the fastest of the others stands in for it.
 
     Raises ``ValueError`` when a backend that was asked for does not exist or cannot run here.
     """
+    name = _asked_for(name, device)
+    if name is None or name == "cuda":
+        return _fastest(device, dtype)
+    return "torch" if name == "triton" and dtype == torch.float64 else name
+
+
+LARGEST_SELECTION = 2048
+"""The k up to which `cuda` selects."""
+
+
+def choose_selection(name: str | None, device: torch.device, dtype: torch.dtype, k: int) -> str:
+    """The same for :func:`.select.row_select`, which `cuda` has, up to 2048 a row.
+
+    By default it is taken on Ampere to Hopper, whose matrix instructions it has.
+    """
+    asked = _asked_for(name, device)
+    if k > LARGEST_SELECTION or asked not in (None, "cuda"):
+        return choose(name, device, dtype)
+    if asked == "cuda":
+        return asked
+    suits = device.type == "cuda" and library.load()[0] is not None
+    if suits and torch.cuda.get_device_capability(device)[0] in (8, 9):
+        return "cuda"
+    return choose(None, device, dtype)
+
+
+def _asked_for(name: str | None, device: torch.device) -> str | None:
+    """The backend that the caller or the environment names, which can run here; None for none."""
     origin = "backend"
     if name is None:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None
         origin = ENVIRONMENT_VARIABLE
     if name is None:
-        return _fastest(device, dtype)
+        return None
     if name not in NAMES:
         raise ValueError(f"{origin}: got {name!r}, expected one of {', '.join(NAMES)}")
     status = backends()[name]
@@ -98,7 +128,12 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype = torch.fl
             else ("on a GPU, or TRITON_INTERPRET=1 in the environment before Triton is imported")
         )
         raise ValueError(f"{origin}: 'triton' got tensors on {device}, expected them {expected}")
-    return "torch" if name == "triton" and dtype == torch.float64 else name
+    if name == "cuda":
+        kernels, _ = library.load()
+        expected = "on an NVIDIA GPU" if kernels is None or kernels.on_gpu else "on the CPU"
+        if (device.type == "cuda") != (expected == "on an NVIDIA GPU"):
+            raise ValueError(f"{origin}: 'cuda' got tensors on {device}, expected them {expected}")
+    return name
 
 
 def _fastest(device: torch.device, dtype: torch.dtype) -> str:

@@ -30,6 +30,18 @@ class Exclusions:
         torch.cumsum(keep.sum(1), 0, out=begin[1:])
         return Exclusions(begin, ordered[keep])
 
+    @staticmethod
+    def equal(row_ids: Tensor, column_ids: Tensor) -> Exclusions:
+        """Each row's candidates of its own id, ids (N,) and (M,); memory is that of the pairs."""
+        ordered, order = column_ids.sort(stable=True)
+        start = torch.searchsorted(ordered, row_ids)
+        count = torch.searchsorted(ordered, row_ids, right=True) - start
+        begin = torch.zeros(len(row_ids) + 1, dtype=torch.int64, device=row_ids.device)
+        torch.cumsum(count, 0, out=begin[1:])
+        place = torch.arange(int(begin[-1]), device=row_ids.device)
+        place += (start - begin[:-1]).repeat_interleave(count)
+        return Exclusions(begin, order[place])
+
     def pairs(self) -> tuple[Tensor, Tensor]:
         """(row, index) of every exclusion."""
         rows = torch.arange(len(self.begin) - 1, device=self.begin.device)

@@ -65,6 +65,7 @@ def row_select(
     normalize: bool = True,
     metric: Metric = "dot",
     exclude: Exclusions | None = None,
+    labels: tuple[Tensor, Tensor] | None = None,
     upper: Tensor | None = None,
     first: int = 0,
     into: Selection | None = None,
@@ -81,6 +82,7 @@ def row_select(
         normalize: unit rows, which makes scores of ``"dot"`` cosines.
         metric: ``"dot"``, or ``"l2"``, where a score is minus the squared distance.
         exclude: candidates to leave out.
+        labels: int64 (N,) and (M,), in place of `exclude`: those of a row's own label are left out.
         upper: (N,) in the scores' dtype: candidates with a higher score are left out, and counted.
         first: the index that corpus row 0 goes by; earlier blocks have lower ones.
         into: the selection from earlier blocks, to go on with.
@@ -88,20 +90,22 @@ def row_select(
         backend: as everywhere.
         workspace_bytes: besides inputs and results; 56 MiB by default, on a GPU 1 GiB.
     """
-    name = backends.choose(backend, query.device, query.dtype)
+    name = backends.choose_selection(backend, query.device, query.dtype, k)
     start = into or empty_selection(query, k, count_above=upper is not None)
     if corpus.shape[0] == 0 or query.shape[0] == 0:
         return start
     default = SELECT_WORKSPACE_BYTES if query.device.type == "cpu" else GPU_WORKSPACE_BYTES
     budget = default if workspace_bytes is None else workspace_bytes
     query, corpus = query.detach(), corpus.detach()
+    if labels is not None and name != "cuda":
+        exclude, labels = Exclusions.equal(*labels), None
     if name == "cpu":
         found = _on_cpu(
             start, query, corpus, normalize, metric, exclude, upper, first, scan, budget
         )
     else:
         exclude = exclude or Exclusions.of(query.new_empty((query.shape[0], 0)))
-        block = select_torch.Block(query, corpus, normalize, metric, exclude, upper, first)
+        block = select_torch.Block(query, corpus, normalize, metric, exclude, upper, first, labels)
         select = _selector(name)
         found = replace(start, **select(block, start.scores, start.indices, start.above, budget))
     return replace(
@@ -118,6 +122,10 @@ def _selector(name: str) -> Callable[..., dict[str, Any]]:
         from .gpu import select as gpu_select
 
         return gpu_select.select
+    if name == "cuda":
+        from .cuda import selection as cuda_selection
+
+        return cuda_selection.select
     return _densely if name == "reference" else select_torch.select
 
 

@@ -26,6 +26,8 @@ class Block(NamedTuple):
     exclude: Exclusions
     upper: Tensor | None
     first: int
+    labels: tuple[Tensor, Tensor] | None = None
+    """In place of exclusions, of rows and candidates; only where the backend has them."""
 
 
 def select(

@@ -22,7 +22,6 @@ from ..engine.scores import pair_scores, prepared_rows
 from ..engine.select import row_select
 from ..engine.select_torch import merge
 from ..engine.similarity import full_precision
-from .exclusions import equal_ids
 
 Distance = Literal["euclidean", "cosine", "dot"]
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -154,7 +153,7 @@ def _nearest_negative(batch: Batch, upper: Tensor | None, backend: str | None) -
         batch.y,
         1,
         normalize=False,
-        exclude=equal_ids(batch.labels, batch.ref_labels),
+        labels=(batch.labels, batch.ref_labels),
         upper=upper,
         backend=backend,
     )

@@ -34,10 +34,13 @@ def exclusions(
     if query_ids is not None and corpus_ids is not None:
         query_ids = check.integers("query_ids", query_ids, ((n,),), like)
         corpus_ids = check.integers("corpus_ids", corpus_ids, ((len(corpus_ids),),), like)
-        parts.append(equal_ids(query_ids, corpus_ids))
+        parts.append(Exclusions.equal(query_ids, corpus_ids))
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else union(parts)
+
+
+equal_ids = Exclusions.equal
 
 
 def contains(whole: Exclusions, rows: Tensor, index: Tensor) -> Tensor:
@@ -52,18 +55,6 @@ def contains(whole: Exclusions, rows: Tensor, index: Tensor) -> Tensor:
         return torch.zeros_like(wanted, dtype=torch.bool)
     at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     return keys[at] == wanted
-
-
-def equal_ids(query_ids: Tensor, corpus_ids: Tensor) -> Exclusions:
-    """Each query's candidates of the same id; memory is that of the pairs."""
-    ordered, order = corpus_ids.sort(stable=True)
-    start = torch.searchsorted(ordered, query_ids)
-    count = torch.searchsorted(ordered, query_ids, right=True) - start
-    begin = torch.zeros(len(query_ids) + 1, dtype=torch.int64, device=query_ids.device)
-    torch.cumsum(count, 0, out=begin[1:])
-    place = torch.arange(int(begin[-1]), device=query_ids.device)
-    place += (start - begin[:-1]).repeat_interleave(count)
-    return Exclusions(begin, order[place])
 
 
 def union(parts: list[Exclusions]) -> Exclusions:

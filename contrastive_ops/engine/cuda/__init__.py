@@ -1,0 +1,1 @@
+"""Backend ``cuda``: CUDA C++ kernels (csrc/cuda) where they beat Triton's, which is selection."""
