@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMATS = (".tsv", ".csv", ".jsonl", ".parquet")
+FORMATS = (".tsv", ".csv", ".txt", ".jsonl", ".parquet")
+SPLITS = ("test", "validation", "train")
 
 #: What a column is for, and the names that it usually has.
 Role = tuple[str, ...]
@@ -116,7 +117,8 @@ def read_columns(source: str, *roles: Role) -> tuple[Table, tuple[str, ...]]:
 
     Args:
         source: ``PATH`` or ``PATH:COLUMN,COLUMN...``: a ``.tsv`` or ``.csv`` with a header row, a
-            ``.jsonl``, a ``.parquet``, or the folder or name of a Hugging Face dataset.
+            ``.txt`` of one text a line (column ``sentence``), a ``.jsonl``, a ``.parquet``, or the
+            folder or name of a Hugging Face dataset, with ``@SPLIT`` if it has several.
         roles: for each the names that are looked for where `source` names no columns. A table
             without them, but with as many columns as roles, is taken in its own order.
 
@@ -156,8 +158,12 @@ def split_source(source: str) -> tuple[str, list[str] | None]:
     return path, names.split(",")
 
 
-def read_table(path: str) -> Table:
+def read_table(path: str, *, splits: Sequence[str] = SPLITS) -> Table:
     """A whole table: see :func:`read_columns`.
+
+    Args:
+        path: without columns.
+        splits: of a dataset that has several, which to look for where `path` names none.
 
     Raises:
         ValueError: no such file, no rows, bad UTF-8, or a malformed line; the message names it.
@@ -172,10 +178,10 @@ def read_table(path: str) -> Table:
         table = Table(path, columns, range(1, 1 + _length(columns)), "row")
     elif suffix in FORMATS:
         text = _decode(path)
-        reader = {".tsv": _tsv, ".csv": _csv, ".jsonl": _jsonl}[suffix]
+        reader = {".tsv": _tsv, ".csv": _csv, ".txt": _txt, ".jsonl": _jsonl}[suffix]
         table = reader(path, text)
     else:
-        table = _dataset(path)
+        table = _dataset(path, splits)
     if len(table) == 0:
         raise ValueError(f"{path}: got no rows")
     return table
@@ -193,6 +199,11 @@ def _decode(path: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
         raise ValueError(f"{path}, line {line}: byte 0x{byte:02x} is no UTF-8") from None
+
+
+def _txt(path: str, text: str) -> Table:
+    rows = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return Table(path, {"sentence": [line for _, line in rows]}, [n for n, _ in rows])
 
 
 def _tsv(path: str, text: str) -> Table:
@@ -262,7 +273,7 @@ def _jsonl(path: str, text: str) -> Table:
     return Table(path, {name: [row[name] for row in rows] for name in names}, lines)
 
 
-def _dataset(path: str) -> Table:
+def _dataset(path: str, splits: Sequence[str]) -> Table:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     name, _, split = path.partition("@")
@@ -271,7 +282,7 @@ def _dataset(path: str) -> Table:
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(f"{path}: neither a file nor a dataset: {error}") from None
     if isinstance(data, DatasetDict):
-        wanted = [split] if split else ["test", "validation", "train", *data]
+        wanted = [split] if split else [*splits, *data]
         found = next((key for key in wanted if key in data), None)
         if found is None:
             raise ValueError(f"{path}: got the splits {', '.join(data)}, expected {split}")

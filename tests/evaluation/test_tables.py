@@ -67,6 +67,28 @@ def test_columns_by_role(tmp_path, header, suffix, roles, expected):
     assert read_columns(f"{path}{suffix}", *roles)[1] == expected
 
 
+def test_a_text_a_line(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("one\r\n\n two\tthree \n", "utf-8")
+    table = read_table(str(path))
+    assert table.columns == {"sentence": ["one", "two\tthree"]}
+    assert list(table.lines) == [1, 3]
+
+
+def test_splits(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    parts = {name: Dataset.from_dict({"text": [name]}) for name in ("train", "odd", "validation")}
+    DatasetDict(parts).save_to_disk(tmp_path / "data")
+    path = str(tmp_path / "data")
+    assert read_table(path).columns == {"text": ["validation"]}
+    assert read_table(path, splits=("train",)).columns == {"text": ["train"]}
+    assert read_table(path, splits=("dev",)).columns == {"text": ["train"]}
+    assert read_table(f"{path}@odd").columns == {"text": ["odd"]}
+    with pytest.raises(ValueError, match="got the splits train, odd, validation, expected test"):
+        read_table(f"{path}@test")
+
+
 def test_quoted_line_breaks_and_the_lines_after_them(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text('text,label\n"one\ntwo",a\nthree,\n', "utf-8")
