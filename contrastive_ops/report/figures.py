@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from .run import Curve, Run, curve, lower_is_better
 from .space import Space
@@ -88,9 +88,10 @@ def plot_other_scores(runs: Sequence[Run]) -> Figure | None:
     names = _plottable(runs)[1:7]
     if not names:
         return None
-    rows = -(-len(names) // 3)
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
     figure, all_axes = plt.subplots(
-        rows, 3, figsize=(WIDE, 2.6 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(WIDE, 2.6 * rows), squeeze=False, layout="constrained"
     )
     for axes, name in zip(all_axes.flat, names, strict=False):
         _score(axes, runs, name)
@@ -170,7 +171,8 @@ def plot_path(runs: Sequence[Run]) -> Figure | None:
         ylabel="alignment  (lower: closer)",
         title="Path through alignment and uniformity",
     )
-    bar = figure.colorbar(dots, ax=axes, label="step", pad=0.02, aspect=30)
+    bar = figure.colorbar(dots, ax=axes, pad=0.02, aspect=30)
+    bar.ax.set_title("step", size=9.5, weight="normal", loc="left")
     bar.outline.set_visible(False)
     return figure
 
@@ -190,7 +192,8 @@ def plot_similarity(spaces: Mapping[str, Space]) -> Figure | None:
                 continue
             if len(values) > 2 and np.ptp(values) > 1e-6:
                 body = axes.violinplot(values, [place], widths=0.92 * width, showextrema=False)
-                for part in body["bodies"]:
+                bodies: Any = body["bodies"]
+                for part in bodies:
                     part.set(facecolor=color, alpha=0.28, edgecolor="none")
             low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
             axes.plot([place, place], [low, high], color=color, linewidth=3.5)
@@ -210,34 +213,45 @@ def plot_similarity(spaces: Mapping[str, Space]) -> Figure | None:
 
 
 def plot_space(spaces: Mapping[str, Space]) -> Figure | None:
-    """Texts on two principal components."""
+    """Texts on two principal components, and the variance along all of them."""
     if not spaces:
         return None
     some = next(iter(spaces.values()))
     figure, all_axes = plt.subplots(
-        1, len(spaces), figsize=(WIDE, 4.6), squeeze=False, layout="constrained"
+        1, len(spaces) + 1, figsize=(WIDE, 4.4), squeeze=False, layout="constrained"
     )
-    for axes, (name, space) in zip(all_axes[0], spaces.items(), strict=True):
+    *maps, spectrum = all_axes[0]
+    for axes, (name, space) in zip(maps, spaces.items(), strict=True):
         _scatter(axes, space)
-        x, y = space.explained
         axes.set(
-            xlabel=f"first component, {x:.0%} of the variance",
-            ylabel=f"second component, {y:.0%}",
-            title=name if len(spaces) > 1 else "The space in two dimensions",
+            xlabel=f"first component, {space.explained[0]:.1%} of the variance",
+            ylabel=f"second component, {space.explained[1]:.1%}",
+            title=name.capitalize() if len(spaces) > 1 else "Texts on two principal components",
             xticks=[],
             yticks=[],
         )
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(False)
-    handles, labels = all_axes[0, -1].get_legend_handles_labels()
+    for number, (name, space) in enumerate(spaces.items()):
+        color = BLUE if number == len(spaces) - 1 else GREY
+        share = space.explained
+        spectrum.plot(np.arange(1, len(share) + 1), share, color=color, label=name)
+    spectrum.set(yscale="log", xlabel="principal component", title="Share of the variance")
+    spectrum.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    spectrum.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3%}".rstrip("0%.") + "%"))
+    spectrum.yaxis.set_minor_formatter(NullFormatter())
+    if len(spaces) > 1:
+        spectrum.legend(handlelength=1)
+    handles, labels = maps[-1].get_legend_handles_labels()
     if handles:
         figure.legend(
             handles,
             labels,
-            loc="outside lower center",
+            loc="outside lower left",
             ncols=min(len(labels), 5),
             handlelength=1.2,
             title="" if len(some.classes) else "a line connects a pair",
+            alignment="left",
         )
     return figure
 
@@ -378,9 +392,8 @@ def _epochs(axes: Axes, run: Run) -> None:
 
 def _scatter(axes: Axes, space: Space) -> None:
     def dots(rows: Any, color: str, size: float, alpha: float) -> None:
-        axes.scatter(
-            *space.points[rows].T, c=color, s=size, alpha=alpha, linewidths=0, rasterized=True
-        )
+        x, y = space.points[rows].T
+        axes.scatter(x, y, c=color, s=size, alpha=alpha, linewidths=0, rasterized=True)
 
     dots(space.class_of < 0, GREY, 7, 0.35)
     for number, name in enumerate(space.classes):

@@ -31,6 +31,7 @@ class Tile(NamedTuple):
     value: str
     label: str
     note: str
+    spread: str = ""
 
 
 class Picture(NamedTuple):
@@ -109,13 +110,14 @@ def _spaces(run: Run) -> dict[str, Space]:
 
 _CAPTIONS = {
     "loss": "Each logged step, and a running mean over it.",
-    "score": "On development data. The checkpoint of the best value, which is marked, is kept.",
+    "score": "On development data, as training went on. The best value is marked.",
     "scores": "The other scores on development data, each on its own scale.",
     "path": "A contrastive loss pulls pairs together and spreads all texts apart; good training "
     "moves down and to the left.",
     "similarity": "Cosine similarity on development data: half of the pairs lie within the bar, "
     "the dot is the median. Well-ordered groups rise without overlapping.",
-    "space": "Development texts on the two directions of largest variance.",
+    "space": "Development texts on the two directions of largest variance, and how much of it each "
+    "direction carries: an even space falls slowly, a collapsed one at once.",
     "in-batch": "What the loss sees: how often the positive is the nearest key of its batch, and "
     "how many negatives come before it.",
     "schedule": "The temperature of the loss, and the optimizer's learning rate.",
@@ -205,15 +207,17 @@ def _tiles(runs: Sequence[Run]) -> list[Tile]:
     if names:
         main = names[0]
         best = [run.best(main) for run in runs]
+        value, _, spread = _with_spread([value for _, value in best]).partition(" ")
         step = "" if len(runs) > 1 else f", at step {best[0][0]:,}"
         first = [run.first(main) for run in runs]
         before = mean_and_spread([value for _, value in first])
         word = "untrained" if first[0][0] == 0 else "at first"
         tiles.append(
             Tile(
-                _with_spread([value for _, value in best]),
+                value,
                 f"best {figures.named(main)}{step}",
                 f"{before[0]:.4f} {word}" if len(runs[0].evaluations) > 1 else "",
+                spread,
             )
         )
     for key, label, shown in (

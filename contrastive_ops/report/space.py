@@ -49,7 +49,7 @@ class Space:
         group: (P,) of each pair.
         similarity: (P,) cosine of each pair.
         points: (M, 2) principal components of the texts' unit vectors.
-        explained: (2,) share of the variance along each.
+        explained: (R,) share of the variance along each component whose share is not zero.
         classes: names of the classes of texts; may be empty.
         class_of: (M,) of each text, -1 for none.
         links: (L, 2) pairs of texts to connect.
@@ -167,8 +167,9 @@ def _finish(
 ) -> Space:
     rows = unit.float().cpu().numpy()
     similarity = (rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(1)
-    pca = PCA(2, svd_solver="full")
-    points = pca.fit_transform(rows)
+    pca = PCA(svd_solver="full")
+    points = pca.fit_transform(rows)[:, :2]
+    explained = pca.explained_variance_ratio_
     chosen = [draw.permutation(np.flatnonzero(group == g))[:links] for g in (0, len(groups) - 1)]
     picked = np.concatenate(chosen).astype(np.int64)
     return Space(
@@ -176,7 +177,7 @@ def _finish(
         group,
         similarity,
         points.astype(np.float32),
-        pca.explained_variance_ratio_,
+        explained[explained > 1e-9],
         np.array(classes, dtype=str),
         class_of,
         pairs[picked],

@@ -46,3 +46,18 @@ def finished(encoder, dev, tmp_path_factory):
     compute_space(encoder, str(dev)).save(folder / "space-before.npz")
     write_report(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeds(encoder, dev, tmp_path_factory):
+    from fake_run import write_run
+
+    from contrastive_ops.report import write_report
+
+    folder = tmp_path_factory.mktemp("runs") / "seeds"
+    for seed in range(3):
+        write_run(
+            folder / f"seed-{seed}", dev, seed=seed, steps=40, model=None if seed else encoder
+        )
+    write_report(folder)
+    return folder
