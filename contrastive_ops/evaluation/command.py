@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     from .evaluator import evaluate, load_model
 
-    first = _join_ranks()
+    first, joined = _join_ranks()
     results: dict[str, dict[str, dict[str, float]]] = {}
     seconds = {}
     for name in args.models:
@@ -102,6 +102,10 @@ def run(args: argparse.Namespace) -> int:
             from ..training.atomic import write_json
 
             write_json(args.json, _record(results, seconds))
+    if joined:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
     return 0
 
 
@@ -138,18 +142,21 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     return made
 
 
-def _join_ranks() -> bool:
-    """Joins the ranks that torchrun started, if it did; says whether this one reports."""
+def _join_ranks() -> tuple[bool, bool]:
+    """Joins the ranks that torchrun started, if it did.
+
+    Returns:
+        Whether this rank reports, and whether there are others.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
+        return True, False
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group()
-    return dist.get_rank() == 0
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group()
+    return dist.get_rank() == 0, True
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:

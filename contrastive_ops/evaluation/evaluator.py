@@ -140,6 +140,4 @@ def load_model(name: str, **options: Any) -> SentenceTransformer:
     inside = Path(name) / "model"
     is_run = inside.is_dir() and not (Path(name) / "modules.json").exists()
     local = Path(name).is_dir()
-    return SentenceTransformer(
-        str(inside) if is_run else name, local_files_only=local or None, **options
-    )
+    return SentenceTransformer(str(inside) if is_run else name, local_files_only=local, **options)

@@ -176,7 +176,10 @@ def read_table(path: str, *, splits: Sequence[str] = SPLITS) -> Table:
     if suffix == ".parquet":
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        columns = pq.read_table(path).to_pydict()
+        try:
+            columns = pq.read_table(path).to_pydict()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
         table = Table(path, columns, range(1, 1 + _length(columns)), "row")
     elif suffix in FORMATS:
         text = _decode(path)

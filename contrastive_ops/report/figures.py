@@ -268,13 +268,15 @@ def plot_time(runs: Sequence[Run]) -> Figure | None:
         for part in parts
     }
     whole = sum(each.values())
-    figure, axes = _figure(WIDE, 1.25)
+    narrow = [part for part in parts if each[part] <= 0.16 * whole]
+    height = 0.56 + 0.3 * len(narrow)  # of the drawing, in bars of half a unit
+    figure, axes = _figure(WIDE, 0.95 * height)
     left = 0.0
     for part, color in zip(each, (BLUE, ORANGE, GREY, PINK), strict=False):
         axes.barh(0, each[part], left=left, color=color, height=0.5)
         share = each[part] / whole
         text = f"{part} · {_milliseconds(each[part])} · {share:.1%}"
-        if share > 0.16:
+        if part not in narrow:
             axes.text(
                 left + each[part] / 2, 0, text, ha="center", va="center", color="white",
                 weight="bold",
@@ -282,11 +284,11 @@ def plot_time(runs: Sequence[Run]) -> Figure | None:
         else:
             # Too narrow to write in: above it, to the side where there is room.
             side = "right" if left + each[part] > 0.5 * whole else "left"
-            level = 0.36 + 0.3 * sum(each[p] / whole <= 0.16 for p in parts[: parts.index(part)])
+            level = 0.31 + 0.3 * narrow.index(part)
             edge = left + each[part] if side == "right" else left
             axes.text(edge, level, text, ha=side, va="bottom", color=color, weight="bold")
         left += each[part]
-    axes.set(xlim=(0, whole), ylim=(-0.35, 1.0), yticks=[])
+    axes.set(xlim=(0, whole), ylim=(-0.28, height - 0.28), yticks=[])
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xticks([])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -103,7 +104,12 @@ def _spaces(run: Run) -> dict[str, Space]:
     weights = model / "modules.json"
     if weights.is_file() and dev:
         if not kept.is_file() or kept.stat().st_mtime < weights.stat().st_mtime:
-            compute_space(load_model(str(model)), str(dev)).save(kept)
+            try:
+                compute_space(load_model(str(model)), str(dev)).save(kept)
+            except (ValueError, OSError) as error:
+                # The table may be elsewhere by now; the rest of the page does not need it.
+                warnings.warn(f"no pictures of the space: {error}", RuntimeWarning, stacklevel=3)
+                return found
         found[AFTER] = Space.load(kept)
     return found
 

@@ -43,13 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the nearest documents, best first. Returns the exit code."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if (args.query is None) == (args.queries is None):
         raise ValueError("query: expected a query or --queries, and only one of them")
     if (args.queries is None) != (args.output is None):
         raise ValueError("--output: expected it with --queries, and only then")
     if (args.folder / "index.json").is_file() or args.queries is not None:
         return _search_index(args)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from ..training.folder import RunFolder
     from ..training.index import search
 

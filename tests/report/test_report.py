@@ -135,6 +135,13 @@ def test_a_run_of_which_only_the_recipe_is_known(tmp_path):
     assert not (tmp_path / "plots").exists()
 
 
+def test_a_development_table_that_is_gone(encoder, tmp_path):
+    write_run(tmp_path, tmp_path / "gone.tsv", steps=2, model=encoder)
+    with pytest.warns(RuntimeWarning, match=r"no pictures of the space: .*gone\.tsv: no such file"):
+        write_report(tmp_path)
+    assert "Training loss" in parsed(tmp_path)[2]
+
+
 def test_what_was_logged_twice_or_half(tmp_path, dev):
     write_run(tmp_path, dev, steps=5)
     path = tmp_path / "log.jsonl"
