@@ -20,7 +20,13 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from transformers import HfArgumentParser, ProgressCallback, TrainerCallback, set_seed
+from transformers import (
+    HfArgumentParser,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 
 from .. import __version__
 from ..evaluation import Evaluator, load_model
@@ -116,6 +122,7 @@ def train(
         callbacks=[run_log, *callbacks],
     )
     run_log.trainer = trainer
+    trainer.remove_callback(PrinterCallback)  # all of it is in log.jsonl
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())

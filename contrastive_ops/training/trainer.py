@@ -65,7 +65,10 @@ class RecipeTrainer(SentenceTransformerTrainer):
             spent["encoder"] = max(0.0, spent["encoder"] - spent["loss"] - spent["data"])
             logs = {**logs, **self.loss.statistics, "seconds": spent}
             if isinstance(self.loss, InfoNCE | SupCon):
-                logs["temperature"] = float(self.loss.temperature())
+                temperature = self.loss.temperature()
+                logs["temperature"] = (
+                    temperature if isinstance(temperature, float) else temperature.item()
+                )
             self._seconds = dict.fromkeys(self._seconds, 0.0)
             self._steps = 0
         super().log(logs, start_time)
