@@ -1,8 +1,10 @@
-"""The command line: ``contrastive-ops {info, train, mine, search, bench}``.
+"""The command line: ``contrastive-ops COMMAND``.
 
 A command is a module with ``HELP`` (its description), ``configure(parser)`` (its arguments) and
-``run(args)`` (its exit code). Only the module of the command that was asked for is imported, so
-that ``contrastive-ops info`` works where the packages that training needs are missing.
+``run(args)`` (its exit code). One that sets the default ``passes_on`` finds in ``args.rest`` what
+the parser does not know; to the others it is an error. Only the module of the command that was
+asked for is imported, so that ``contrastive-ops info`` works where the packages that training needs
+are missing.
 """
 
 from __future__ import annotations
@@ -29,13 +31,19 @@ class Command:
 
 COMMANDS = {
     "info": Command("contrastive_ops.info", "show versions, the CPU, and which backends work"),
-    "train": Command(
-        "contrastive_ops.training.train", "train a small semantic-search model", "train"
-    ),
+    "train": Command("contrastive_ops.training.train", "train a sentence embedding model", "train"),
+    "report": Command("contrastive_ops.report.command", "write the page of a run", "train"),
     "mine": Command(
         "contrastive_ops.mining.command", "mine hard negatives for pairs of texts", "train"
     ),
-    "search": Command("contrastive_ops.training.search", "ask a trained model", "train"),
+    "evaluate": Command(
+        "contrastive_ops.evaluation.command", "score models on tables of texts", "train"
+    ),
+    "encode": Command(
+        "contrastive_ops.search.encode_command", "write the embeddings of texts to a file", "train"
+    ),
+    "index": Command("contrastive_ops.search.index_command", "make documents searchable", "train"),
+    "search": Command("contrastive_ops.search.command", "ask an index or a trained model", "train"),
     "bench": Command(
         "contrastive_ops.benchmarks.command", "measure speed, memory and error", "bench"
     ),
@@ -48,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in arguments if not word.startswith("-")), None)
     try:
         parser = _build_parser(name)
-        args = parser.parse_args(arguments)
+        args, rest = parser.parse_known_args(arguments)
+        if rest and not getattr(args, "passes_on", False):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.rest = rest
         if args.command is None:
             parser.print_help()
             return 0

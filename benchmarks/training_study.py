@@ -1,0 +1,247 @@
+"""What the recipes reach on real text: `python -m contrastive_ops.benchmarks.training_study`.
+
+Each part trains with several seeds in a scratch folder and adds its mean and spread to
+`benchmarks/results/training.json`, with the untrained model's scores beside them. The data is a
+folder as described by the sources below; a transformer's parts are cut to what a CPU does in about
+a minute a seed, and say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contrastive_ops.training import recipes
+from contrastive_ops.training.atomic import write_json
+from contrastive_ops.training.run import read_result, versions
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+Rows = list[list[str]]
+
+
+def read(path: Path) -> tuple[list[str], Rows]:
+    """Header and rows of a TSV."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    return lines[0], lines[1:]
+
+
+def write(path: Path, header: list[str], rows: Rows) -> Path:
+    """A TSV."""
+    path.write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def study(
+    recipe: Callable[..., Any], data: Any, folder: Path, seeds: int, note: str, **settings: Any
+) -> dict[str, Any]:
+    """One part: trains, and sums up with the first and last losses and the time of a step."""
+    trainer = {"disable_tqdm": True, "save_strategy": "no", "load_best_model_at_end": False}
+    settings["trainer"] = trainer | settings.get("trainer", {})
+    began = time.perf_counter()
+    summary = recipe(data, folder, seeds=seeds, **settings)
+    wall = time.perf_counter() - began
+    runs = [read_result(folder / f"seed-{seed}") for seed in summary["seeds"]]
+    spent = [_seconds(run.log) for run in runs]
+    return {
+        "note": note,
+        "seeds": summary["seeds"],
+        "untrained": {k: v["mean"] for k, v in summary["untrained"].items()},
+        "trained": summary["metrics"],
+        "first_loss": [run.log[0]["loss"] for run in runs],
+        "last_loss": [run.log[-1]["loss"] for run in runs],
+        "steps": runs[0].log[-1]["step"],
+        "training_seconds": [round(sum(s.values()), 2) for s in spent],
+        "loss_share": [round(s["loss"] / sum(s.values()), 4) for s in spent],
+        "wall_seconds_with_evaluation_of_all_seeds": round(wall, 1),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+    }
+
+
+def _seconds(log: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of all steps, by what they were spent on."""
+    total = dict.fromkeys(("encoder", "loss", "data"), 0.0)
+    for before, entry in itertools.pairwise([{"step": 0}, *log]):
+        for name in total:
+            total[name] += entry["seconds"][name] * (entry["step"] - before["step"])
+    return total
+
+
+def static(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """The averaging encoder from nothing."""
+    return study(
+        recipes.static,
+        data / "nli/triplets.tsv",
+        folder,
+        seeds,
+        "untrained: random vectors scaled by inverse document frequency",
+        evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
+    )
+
+
+def sup_con(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """Supervised contrastive learning of intents."""
+    header, rows = read(data / "clinc150/train.tsv")
+    random.Random(0).shuffle(rows)
+    taken: dict[str, Rows] = {}
+    for row in rows:
+        taken.setdefault(row[0], []).append(row)
+    few = write(folder / "train.tsv", header, [r for own in taken.values() for r in own[:20]])
+    return study(
+        recipes.contrastive,
+        few,
+        folder,
+        seeds,
+        "20 training texts an intent, which are also the neighbours; all 3000 of val; batch 150 "
+        "of which label groups have two or more",
+        model=model,
+        objective="sup_con",
+        temperature=0.1,
+        max_length=32,
+        evaluate=[f"clinc-val={data / 'clinc150/val.tsv'}"],
+        trainer={
+            "per_device_train_batch_size": 150,
+            "batch_sampler": "group_by_label",
+            "max_steps": 40,
+            "learning_rate": 5e-5,
+            "eval_steps": 40,
+        },
+    )
+
+
+def mined(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """Questions and the sentences that answer them, with mined negatives."""
+    header, rows = read(data / "squad/dev.tsv")
+    cut = len(rows) * 4 // 5  # rows of one article are neighbours: other articles are held out
+    known = random.Random(0).sample(rows[:cut], 1500)
+    train = write(folder / "train.tsv", header, known)
+    dev = write(folder / "dev.tsv", header, rows[cut:])
+    return study(
+        recipes.contrastive,
+        train,
+        folder,
+        seeds,
+        "trained on 1500 questions, tested on those of the last fifth, whose articles are others",
+        model=model,
+        mine={"num_negatives": 1, "relative_margin": 0.05},
+        max_length=64,
+        evaluate=[f"squad-dev={dev}"],
+        trainer={
+            "per_device_train_batch_size": 32,
+            "max_steps": 40,
+            "learning_rate": 2e-5,
+            "eval_steps": 40,
+        },
+    )
+
+
+def simcse_sup(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """Supervised SimCSE on a model that has seen such data before."""
+    return study(
+        recipes.simcse_sup,
+        data / "nli/triplets.tsv",
+        folder,
+        seeds,
+        "MiniLM keeps its own mean pooling; the base was tuned on NLI already; 25 steps of 64",
+        model=model,
+        pooler="mean",
+        head="none",
+        evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
+        trainer={
+            "per_device_train_batch_size": 64,
+            "max_steps": 25,
+            "eval_steps": 25,
+            "learning_rate": 2e-5,
+            "logging_steps": 5,
+        },
+    )
+
+
+def simcse_unsup(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """Unsupervised SimCSE: dropout alone."""
+    return study(
+        recipes.simcse_unsup,
+        data / "sentences/sentences.tsv",
+        folder,
+        seeds,
+        "mean pooling, no head, 25 steps of 64 at the paper's learning rate",
+        model=model,
+        pooler="mean",
+        head="none",
+        evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
+        trainer={"max_steps": 25, "eval_steps": 25, "logging_steps": 5},
+    )
+
+
+def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """How much of a step the loss takes, with an encoder of four layers."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    bert = folder / "bert-mini"
+    AutoTokenizer.from_pretrained(model).save_pretrained(bert)
+    size = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    BertModel(BertConfig(intermediate_size=1024, **size)).save_pretrained(bert)
+    found: dict[str, Any] = {"note": "4 layers of width 256 (BERT mini), 32 tokens at most"}
+    for batch, steps in ((64, 12), (2048, 2)):
+        result = recipes.simcse_unsup(
+            data / "sentences/sentences.tsv",
+            folder / f"batch-{batch}",
+            model=str(bert),
+            trainer={
+                "per_device_train_batch_size": batch,
+                "max_steps": steps,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "load_best_model_at_end": False,
+                "disable_tqdm": True,
+            },
+        )
+        # The first step also warms up. Every step is logged: with its accuracy and ranks.
+        spent = [entry["seconds"] for entry in result.log[1:]]
+        shares = sorted(s["loss"] / (s["loss"] + s["encoder"] + s["data"]) for s in spent)
+        seconds = sorted(s["loss"] for s in spent)
+        found[f"batch_{batch}"] = {
+            "share_median": round(shares[len(shares) // 2], 4),
+            "share_max": round(shares[-1], 4),
+            "loss_seconds_median": round(seconds[len(seconds) // 2], 4),
+        }
+    found["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    return found
+
+
+PARTS = {
+    "static": static,
+    "sup_con": sup_con,
+    "mined": mined,
+    "simcse_sup": simcse_sup,
+    "simcse_unsup": simcse_unsup,
+    "loss_share": loss_share,
+}
+
+
+def main() -> None:
+    """Runs the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of nli/, stsb/, ...")
+    parser.add_argument("--model", default="", help="folder of the MiniLM (all but `static`)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    for name in args.parts:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = PARTS[name](args.data, Path(scratch), args.seeds, args.model)
+        kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+        write_json(args.output, kept | {"versions": versions(), name: found})
+        print(name, json.dumps(found, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Evaluation needs the extra `train`."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if find_spec("sentence_transformers") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    from small_encoder import make_encoder
+
+    return make_encoder()
