@@ -3,91 +3,124 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contrastive_ops import info_nce
 
+from .gpu_cases import Check, generator
 
-def device_checks() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Checks that only a GPU can make."""
+SITUATIONS = ("plain", "T a tensor", "positives", "guide", "own negatives", "ids, margin", "apart")
+"""What changes which kernels and which library calls run."""
+
+
+def device_checks(device: str) -> Iterator[Check]:
+    """Checks that only a GPU can make; on the CPU, in the interpreter, those that can run there."""
+    graphs = device == "cuda"
     for symmetric in (False, True):
-        for learnt in (False, True):
-            title = f"{'two' if symmetric else 'one'}-way, T a {'tensor' if learnt else 'number'}"
+        way = "two-way" if symmetric else "one-way"
+        for situation in SITUATIONS if graphs else ():
+            title = f"{way}, {situation}"
             yield (
                 f"no synchronisation: {title}",
-                partial(check_no_synchronisation, symmetric, learnt),
+                partial(check_no_synchronisation, symmetric, situation),
             )
-            yield f"CUDA graph: {title}", partial(check_graph, symmetric, learnt)
-        yield f"beyond 2**31: {symmetric}", partial(check_large, symmetric)
+            yield f"CUDA graph: {title}", partial(check_graph, symmetric, situation)
+        n = 49152 if graphs else 128
+        yield f"beyond 2**31: {way}", partial(check_large, symmetric, n, device)
         for precision, tolerance in (("ieee", 2e-6), ("tf32x3", 4e-6), ("tf32", 5e-3)):
             yield (
-                f"precision {precision}, {symmetric}",
-                partial(check_precision, symmetric, precision, tolerance),
+                f"precision {precision}, {way}",
+                partial(check_precision, symmetric, precision, tolerance, device),
             )
 
 
-def _rows(n: int, width: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    generator = torch.Generator("cuda").manual_seed(n)
-    rows = torch.randn((2, n, width), generator=generator, device="cuda")
+def _rows(
+    n: int, width: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda"
+) -> list[Tensor]:
+    rows = torch.randn((2, n, width), generator=generator(device, n), device=device)
     rows[1] += rows[0]
     return [x.to(dtype).requires_grad_() for x in rows]
 
 
-def _step(rows: list[Tensor], temperature: Tensor | float, symmetric: bool) -> Tensor:
-    loss = info_nce(*rows, temperature=temperature, symmetric=symmetric, backend="triton")
-    loss.backward()
-    return loss.detach()
+def _situation(name: str, symmetric: bool, n: int, width: int) -> tuple[list[Tensor], Any]:
+    """Leaves, and a step that gives their gradients and returns the loss."""
+    leaves = _rows(n, width)
+    source = generator("cuda", 5)
+    options: dict[str, Any] = {"temperature": 0.05, "symmetric": symmetric, "backend": "triton"}
+    index = torch.arange(n, device="cuda")
+    if name == "T a tensor":
+        options["temperature"] = torch.tensor(0.05, device="cuda", requires_grad=True)
+        leaves.append(options["temperature"])
+    elif name == "positives":
+        options["positives"] = torch.stack([index, (index + 7) % n], 1)
+    elif name == "guide":
+        options["guide"] = tuple(
+            torch.randn((n, 48), generator=source, device="cuda") for _ in range(2)
+        )
+    elif name == "own negatives":
+        own = torch.randn((n, 3, width), generator=source, device="cuda").to(torch.bfloat16)
+        leaves.append(own.requires_grad_())
+        options |= {"negatives": own, "negatives_scope": "own"}
+    elif name == "ids, margin":
+        options |= {"query_ids": index // 2, "key_ids": index // 2, "false_negative_margin": 0.1}
+    elif name == "apart":
+        options["reduction"] = "none"
+
+    def step() -> Tensor:
+        for x in leaves:
+            x.grad = None
+        loss = info_nce(leaves[0], leaves[1], **options).sum()
+        loss.backward()
+        return loss.detach()
+
+    return leaves, step
 
 
-def _temperature(learnt: bool) -> Tensor | float:
-    return torch.tensor(0.05, device="cuda", requires_grad=True) if learnt else 0.05
-
-
-def check_no_synchronisation(symmetric: bool, learnt: bool) -> None:
-    rows, temperature = _rows(2048, 256), _temperature(learnt)
-    _step(rows, temperature, symmetric)
+def check_no_synchronisation(symmetric: bool, situation: str) -> None:
+    _, step = _situation(situation, symmetric, 2048, 256)
+    step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        _step(rows, temperature, symmetric)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def check_graph(symmetric: bool, learnt: bool) -> None:
+def check_graph(symmetric: bool, situation: str) -> None:
     """A replayed graph computes what eager calls do, of new rows in the same place."""
-    rows, temperature = _rows(2048, 256), _temperature(learnt)
+    leaves, step = _situation(situation, symmetric, 2048, 256)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        _step(rows, temperature, symmetric)
+        step()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    for x in rows:
+    for x in leaves:
         x.grad = None
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = _step(rows, temperature, symmetric)
+        captured = step()
     with torch.no_grad():
-        for x in rows:
+        for x in leaves[:2]:
             x.copy_(x.flip(0))
     graph.replay()
-    replayed = [captured.clone(), *(x.grad.clone() for x in rows if x.grad is not None)]
-    for x in rows:
-        x.grad = None
-    loss = _step(rows, temperature, symmetric)
-    again = [loss, *(x.grad for x in rows if x.grad is not None)]
+    torch.cuda.synchronize()
+    replayed = [captured.clone(), *(x.grad.clone() for x in leaves if x.grad is not None)]
+    again = [step(), *(x.grad for x in leaves if x.grad is not None)]
+    assert len(replayed) == len(leaves) + 1
     for a, b in zip(replayed, again, strict=True):
         assert torch.equal(a, b), "the graph's replay differs from the eager call"
 
 
-def check_large(symmetric: bool) -> None:
+def check_large(symmetric: bool, n: int, device: str) -> None:
     """More than 2**31 coefficients in one buffer: duplicate rows make the answer known."""
-    n, distinct, width = 49152, 64, 64
-    base = _rows(distinct, width, torch.bfloat16)
+    distinct, width = 64, 64
+    base = _rows(distinct, width, torch.bfloat16, device)
     rows = [x.detach().repeat(n // distinct, 1).requires_grad_() for x in base]
     options = {"temperature": 0.5, "symmetric": symmetric, "backend": "triton", "reduction": "sum"}
     info_nce(*rows, workspace_bytes=6 << 30, **options).backward()  # type: ignore[arg-type]
@@ -114,8 +147,8 @@ def check_large(symmetric: bool) -> None:
         assert error < 2e-2, f"rows from {place}: error {error.item():.3g}"
 
 
-def check_precision(symmetric: bool, precision: str, tolerance: float) -> None:
-    rows = _rows(1000, 200, torch.float32)
+def check_precision(symmetric: bool, precision: str, tolerance: float, device: str) -> None:
+    rows = _rows(1000 if device == "cuda" else 60, 200, torch.float32, device)
     wide = [x.detach().double().requires_grad_() for x in rows]
     options = {"temperature": 0.1, "symmetric": symmetric}
     info_nce(*wide, backend="reference", **options).backward()  # type: ignore[arg-type]

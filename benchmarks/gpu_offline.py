@@ -15,7 +15,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from contrastive_ops.engine.problem import Operands, SimilarityProblem
 from contrastive_ops.training.atomic import write_json
 
 from . import gpu_plan
+from .gpu_families import FAMILIES
 from .gpu_plan import Launch, Plan
 
 TARGETS = {
@@ -47,47 +46,6 @@ KINDS = (
     ("float32", "tf32x3"),
     ("float32", "tf32"),
 )
-
-
-def problems(
-    dtype: torch.dtype, precision: str, quick: bool = False
-) -> Iterator[tuple[str, SimilarityProblem, Operands]]:
-    """Problems that between them launch every kernel in every role."""
-
-    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=of, device="meta")
-
-    n, width = 65536, 768
-    plain = Operands(empty(n, width), empty(n, width))
-    number = SimilarityProblem(scale=20.0, precision=precision)
-    learnt = plain._replace(temperature=empty(of=torch.float32))
-    yield "one way, T a number", number, plain
-    yield "two ways, T a number", number._replace(symmetric=True), plain
-    if quick:
-        return
-    yield "one way, T a tensor", number, learnt
-    yield "two ways, T a tensor", number._replace(symmetric=True), learnt
-    yield "dot product", number._replace(normalize=False), plain
-    ids = {
-        "query_ids": empty(1, n, of=torch.int64),
-        "key_ids": empty(1, n, of=torch.int64),
-    }
-    many = number._replace(label_smoothing=0.1, false_negative_margin=0.1)
-    yield "two ways, ids, margin, smoothing", many._replace(symmetric=True), learnt._replace(**ids)
-    whole = learnt._replace(
-        **ids,
-        negatives=empty(4096, width),
-        own_negatives=empty(n, 4, width),
-        positives=empty(n, 2, of=torch.int64),
-        negative_ids=empty(1, 4096, of=torch.int64),
-        negative_bias=empty(4096, of=torch.float32),
-        own_bias=empty(n, 4, of=torch.float32),
-        guide_query=empty(n, 384, of=torch.float32),
-        guide_key=empty(n, 384, of=torch.float32),
-        guide_negatives=empty(4096, 384, of=torch.float32),
-        guide_threshold=empty(n, of=torch.float32),
-    )
-    yield "everything", many._replace(group=1, group_log_weight=0.5), whole
 
 
 def compiled(launch: Launch, architecture: str) -> dict[str, Any]:
@@ -140,26 +98,27 @@ def faults(launch: Launch, facts: dict[str, Any], plan: Plan) -> list[str]:
         found.append(f"spills {facts['spills']} bytes")
     if facts["shared"] > plan.architecture.shared_bytes:
         found.append(f"{facts['shared']} bytes of shared memory")
-    if launch.name in gpu_plan.OTHER_OPERATIONS:
-        exact = _itemsize(launch) == 4 and plan.precision == "ieee"
+    if launch.name in gpu_plan.TILE_KERNELS:
+        exact = gpu_plan.itemsize(launch.arguments["x"]) == 4 and plan.precision == "ieee"
         if not facts["matrix"] and not exact:
             found.append("no tensor-core instruction")
-        if launch.arguments["BULK"] and not facts["bulk"]:
+        if launch.arguments.get("BULK") and not facts["bulk"]:
             found.append("no bulk copy")
     return found
 
 
-def _itemsize(launch: Launch) -> int:
-    x = launch.arguments["x"]
-    return int((x if isinstance(x, torch.Tensor) else x.base).element_size())
-
-
 def report(architecture: str, dtype: str, precision: str, quick: bool) -> list[dict[str, Any]]:
-    """One entry a problem: its kernels, their resources, the model's times."""
+    """One entry a planned step: its kernels, their resources, the model's times."""
     entries = []
     seen: dict[str, dict[str, Any]] = {}
-    for title, problem, operands in problems(getattr(torch, dtype), precision, quick):
-        plan = gpu_plan.record(problem, operands, architecture)
+    steps = (
+        (family, planned)
+        for family in FAMILIES
+        for planned in family.plans(getattr(torch, dtype), precision)
+        if planned.quick or not quick
+    )
+    for family, planned in steps:
+        plan = gpu_plan.record(planned.step, architecture, precision)
         kernels: dict[str, dict[str, Any]] = {}
         total = 0.0
         for step in plan.steps:
@@ -184,18 +143,19 @@ def report(architecture: str, dtype: str, precision: str, quick: bool) -> list[d
                 and not step.arguments.get("BOUNDED", True)
             )
             total += 0.0 if unused else spent
-        flops = gpu_plan.useful_flops(problem, operands)
-        bound = flops / gpu_plan.rate(plan.architecture, operands.query.element_size(), precision)
+        itemsize = getattr(torch, dtype).itemsize
+        bound = planned.useful_flops / gpu_plan.rate(plan.architecture, itemsize, precision)
         entries.append(
             {
                 "architecture": architecture,
                 "dtype": dtype,
                 "precision": precision,
-                "problem": title,
-                "shape": [*operands.query.shape],
+                "family": family.name,
+                "problem": planned.title,
+                "shape": planned.shape,
                 "predicted_seconds": total,
                 "roofline_seconds": bound,
-                "predicted_tflops": flops / total / 1e12,
+                "predicted_tflops": planned.useful_flops / total / 1e12,
                 "kernels": list(kernels.values()),
             }
         )
@@ -208,16 +168,10 @@ def _described(launch: Launch, plan: Plan, facts: dict[str, Any]) -> dict[str, A
     told["blocks per multiprocessor"] = gpu_plan.resident(
         plan.architecture, facts["registers"], facts["shared"], warps
     )
-    if launch.name in gpu_plan.OTHER_OPERATIONS:
-        a = launch.arguments
-        told["tile"] = [
-            a["BLOCK_M"],
-            a["BLOCK_N"],
-            a["BLOCK_K"],
-            warps,
-            launch.options["num_stages"],
-        ]
-        told["bounded"] = a["BOUNDED"]
+    if launch.name in gpu_plan.TILE_KERNELS:
+        blocks = [v for k, v in launch.arguments.items() if k.startswith("BLOCK_")]
+        told["tile"] = [*blocks, warps, launch.options.get("num_stages", 3)]
+        told["bounded"] = bool(launch.arguments.get("BOUNDED"))
     return told
 
 
@@ -227,9 +181,9 @@ def render(entries: list[dict[str, Any]]) -> str:
     for entry in entries:
         lines.append(
             f"\n{entry['architecture']}  {entry['dtype']} {entry['precision']}  "
-            f"{entry['problem']}, "
-            f"{entry['shape'][0]} x {entry['shape'][1]}: {entry['predicted_seconds'] * 1e3:.1f} ms "
-            f"predicted, {entry['roofline_seconds'] * 1e3:.1f} ms at the roofline, "
+            f"{entry['family']}, {entry['problem']}, {entry['shape']}: "
+            f"{entry['predicted_seconds'] * 1e3:.1f} ms predicted, "
+            f"{entry['roofline_seconds'] * 1e3:.1f} ms at the roofline, "
             f"{entry['predicted_tflops']:.0f} TFLOP/s useful"
         )
         for kernel in entry["kernels"]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,17 +26,13 @@ import torch
 import triton
 from torch import Tensor
 
-from contrastive_ops.engine import gpu
-from contrastive_ops.engine.gpu import gradients, passes, prepared
-from contrastive_ops.engine.problem import Operands, SimilarityProblem
+from contrastive_ops.engine.gpu import prepared, products
 from contrastive_ops.kernels import config
 
 LIBRARY_EFFICIENCY = 0.75
 STREAM_EFFICIENCY = 0.8
 LAUNCH_SECONDS = 3e-6
 L2_BYTES_A_CLOCK = 64
-OTHER_OPERATIONS = {"statistics": 8, "coefficients": 9}
-"""Operations an element of a tile besides the exponential: scaling, masks, sums, conversion."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +116,13 @@ def _type(value: Any) -> str:
     return f"tensordesc<{_TYPES[value.base.dtype]}[{shape}]>"
 
 
-def record(problem: SimilarityProblem, operands: Operands, architecture: str) -> Plan:
-    """What loss and all gradients of the problem launch; operands on the device "meta"."""
-    wanted = (
-        True,
-        True,
-        operands.negatives is not None,
-        operands.own_negatives is not None,
-        operands.temperature is not None,
-    )
+def record(step: Callable[[], object], architecture: str, precision: str = "ieee") -> Plan:
+    """What a step launches; its operands are on the device "meta"."""
     chip = config.ARCHITECTURES[architecture]
     steps: list[Launch | Product] = []
     with _recording(steps, chip):
-        gpu.total(problem, operands, 1.0 / operands.query.shape[0], wanted)
-    return Plan(steps, chip, problem.precision)
+        step()
+    return Plan(steps, chip, precision)
 
 
 @contextlib.contextmanager
@@ -151,9 +140,8 @@ def _recording(steps: list[Launch | Product], chip: config.Architecture) -> Iter
 
     changed = [
         (triton.runtime.JITFunction, "run", run),
-        (gradients, "multiply", multiply),
+        (products, "multiply", multiply),
         (prepared, "architecture", lambda device: chip),
-        (passes, "architecture", lambda device: chip),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
     try:
@@ -186,6 +174,53 @@ def resident(chip: config.Architecture, registers: int, shared: int, warps: int)
     return max(1, min(by_registers, by_shared, 2048 // threads))
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one program of a tile kernel does, and what the whole launch writes."""
+
+    flops: float
+    l2_bytes: float
+    elements: int
+    exponentials: float  # an element
+    operations: float  # an element: scaling, masks, sums, conversion
+    written: float = 0.0
+
+
+def _softmax_work(operations: float, target: str) -> Callable[[dict[str, Any]], Work]:
+    def work(a: dict[str, Any]) -> Work:
+        m, n, depth = a["BLOCK_M"], a["BLOCK_N"], a["depth"]
+        return Work(
+            flops=2.0 * m * n * depth,
+            l2_bytes=float((m + n) * depth * itemsize(a["x"])),
+            elements=m * n,
+            exponentials=1 if a["BOUNDED"] else 2,
+            operations=operations,
+            written=_bytes(a.get(target)),
+        )
+
+    return work
+
+
+TILE_KERNELS: dict[str, Callable[[dict[str, Any]], Work]] = {
+    "statistics": _softmax_work(8, "kept"),
+    "coefficients": _softmax_work(9, "z"),
+}
+"""Kernels that have to use the tensor cores, by name: their work from a launch's arguments. Every
+other kernel counts as row-wise."""
+
+
+def itemsize(x: Any) -> int:
+    """Of a tensor, or of a tensor descriptor's."""
+    return int((x if isinstance(x, Tensor) else x.base).element_size())
+
+
+def _bytes(x: Any) -> float:
+    if x is None:
+        return 0.0
+    tensor = x if isinstance(x, Tensor) else x.base
+    return float(tensor.numel() * tensor.element_size())
+
+
 def seconds(plan: Plan, step: Launch | Product, resources: dict[str, Any] | None = None) -> float:
     """The model's time of one step; ``resources``: registers and shared memory once compiled."""
     chip = plan.architecture
@@ -194,18 +229,14 @@ def seconds(plan: Plan, step: Launch | Product, resources: dict[str, Any] | None
         moved = step.itemsize * (step.m * step.k + step.k * step.n) + 8 * step.m * step.n
         flat_out = flops / (LIBRARY_EFFICIENCY * rate(chip, step.itemsize, plan.precision))
         return max(LAUNCH_SECONDS, flat_out, moved / chip.memory_bytes)
-    if step.name not in OTHER_OPERATIONS:
+    if step.name not in TILE_KERNELS:
         return max(LAUNCH_SECONDS, _row_bytes(step) / (STREAM_EFFICIENCY * chip.memory_bytes))
-    a = step.arguments
-    x = a["x"] if isinstance(a["x"], Tensor) else a["x"].base
-    m, n, depth = a["BLOCK_M"], a["BLOCK_N"], a["depth"]
-    product = (
-        2.0 * m * n * depth * chip.multiprocessors / rate(chip, x.element_size(), plan.precision)
-    )
-    traffic = (m + n) * depth * x.element_size() / (L2_BYTES_A_CLOCK * chip.clock)
-    exponentials = 1 if a["BOUNDED"] else 2
-    each = exponentials / chip.exponentials + OTHER_OPERATIONS[step.name] / 128
-    epilogue = m * n * each / chip.clock
+    work = TILE_KERNELS[step.name](step.arguments)
+    size = itemsize(step.arguments["x"])
+    product = work.flops * chip.multiprocessors / rate(chip, size, plan.precision)
+    traffic = work.l2_bytes / (L2_BYTES_A_CLOCK * chip.clock)
+    each = work.exponentials / chip.exponentials + work.operations / 128
+    epilogue = work.elements * each / chip.clock
     blocks = 1
     if resources is not None:
         blocks = resident(
@@ -213,11 +244,8 @@ def seconds(plan: Plan, step: Launch | Product, resources: dict[str, Any] | None
         )
     main = max(product, traffic)
     tile = max(main, epilogue) if blocks > 1 else main + epilogue
-    waves = math.ceil(step.grid[0] / (chip.multiprocessors * blocks)) * blocks
-    written = a.get("z") if step.name == "coefficients" else a.get("kept")
-    written = getattr(written, "base", written)
-    bytes_written = 0 if written is None else written.numel() * written.element_size()
-    return max(LAUNCH_SECONDS, waves * tile, bytes_written / chip.memory_bytes)
+    waves = math.ceil(math.prod(step.grid) / (chip.multiprocessors * blocks)) * blocks
+    return max(LAUNCH_SECONDS, waves * tile, work.written / chip.memory_bytes)
 
 
 def _row_bytes(step: Launch) -> float:
@@ -228,12 +256,3 @@ def _row_bytes(step: Launch) -> float:
         if isinstance(v, Tensor)
     }
     return float(sum(tensors.values()))
-
-
-def useful_flops(problem: SimilarityProblem, operands: Operands) -> float:
-    """3G one way, 4G two ways: the bounds that a step is measured by."""
-    candidates = operands.key.shape[0]
-    if operands.negatives is not None:
-        candidates += operands.negatives.shape[0]
-    product = 2.0 * operands.query.shape[0] * candidates * operands.query.shape[1]
-    return (4 if problem.symmetric else 3) * product

@@ -1,11 +1,16 @@
 """Checks and measures the GPU backend from a checkout, with whatever python has torch and Triton.
 
-    python benchmarks/run_gpu.py [--checks | --bench | --tune FILE] [--output FILE]
+    python benchmarks/run_gpu.py [--checks | --bench | --tune FILE] [--output FILE] [--rehearse]
 
-Nothing is installed or downloaded; pytest is not needed. The checks of tests/triton and those that
-only a GPU can make run in a few processes at once, since most of their time is compiling; then the
-benchmark runs alone. Stops measuring in time to end within nine minutes. The JSON is written after
-the checks and after the benchmark. Exit code 1 if a check fails or is not reached.
+Nothing is installed or downloaded; pytest is not needed. First the checks of tests/triton and those
+that only a GPU can make, in a few processes at once, since most of their time is compiling; then
+the benchmark, alone; then compute-sanitizer, where it is installed. Each part has its share of nine
+minutes. A process that dies or hangs costs the check or case that it was at, no other. The JSON is
+written anew, whole, after every few seconds of results. Exit code 1 if a check fails or is not
+reached, or the benchmark of something of ours fails.
+
+--rehearse drives all of it on the CPU, in Triton's interpreter, at tiny sizes: it proves this file,
+not the kernels, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -13,25 +18,42 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECK_SECONDS = 240
-TOTAL_SECONDS = 500
+CHECK_SECONDS = 200.0
+SANITIZER_SECONDS = 75.0
+TOTAL_SECONDS = 515.0
+KILL_SECONDS = 15.0
+"""What a part may overrun before its process is ended: nothing asks a kernel whether it is late."""
 WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+ASKS_FOR_ANOTHER = 3
+"""Exit code of a process whose GPU context is lost: a fresh one is to go on after its job."""
+SHRINK = 1000
+"""How much smaller batches are when rehearsed."""
+REHEARSED = 6
+"""Every how manyth check is rehearsed; tests/triton runs all of them."""
+
+Line = dict[str, Any]
+Work = tuple[str, Callable[[], Iterator[tuple[str, Line]]], float]
+"""A job: its name, what yields (line to print, entry), and when it is too late to begin."""
 
 
 def use_checkout() -> None:
     """Makes the checkout importable as it installs: kernels and benchmarks inside the package."""
+    here = str(Path(__file__).resolve().parent)  # its modules have everyday names
+    sys.path[:] = [entry for entry in sys.path if entry != here]
     for entry in (ROOT, ROOT / "tests", ROOT / "tests" / "triton"):
         if str(entry) not in sys.path:
             sys.path.insert(0, str(entry))
@@ -41,62 +63,227 @@ def use_checkout() -> None:
         contrastive_ops.__path__.append(str(ROOT))
 
 
-def check_some(part: int, parts: int, deadline: float) -> list[dict[str, Any]]:
-    """Every `parts`-th check, from number `part` on."""
+@dataclass(frozen=True)
+class Part:
+    """What one worker process does of a stage."""
+
+    stage: str  # "checks", "bench" or "sanitized"
+    number: int
+    count: int
+    deadline: float  # time.time()
+    rehearse: bool
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.rehearse else "cuda"
+
+
+def jobs(part: Part) -> list[Work]:
+    """The stage's jobs that fall to this part, always in the same order."""
     use_checkout()
+    if part.stage == "bench":
+        return _bench_jobs(part)
     import checks  # type: ignore[import-not-found]
 
-    from contrastive_ops.benchmarks.gpu_checks import device_checks
+    from contrastive_ops.benchmarks.gpu_families import FAMILIES
 
-    results = []
-    for number, (name, check) in enumerate([*device_checks(), *checks.all_checks("cuda")]):
-        if number % parts != part:
-            continue
-        entry: dict[str, Any] = {"check": name}
-        began = time.monotonic()
-        if time.time() > deadline:
-            results.append(entry | {"outcome": "not run"})
-            continue
-        try:
+    if part.stage == "sanitized":
+        found = checks.sanitized_checks(part.device)
+    else:
+        of_device = [check for family in FAMILIES for check in family.checks(part.device)]
+        found = [*of_device, *list(checks.all_checks(part.device))[:: _every(part)]]
+
+    def job(name: str, check: Callable[[], None]) -> Work:
+        def run() -> Iterator[tuple[str, Line]]:
             check()
-            entry["outcome"] = "passed"
-        except Exception:
-            entry |= {"outcome": "failed", "why": traceback.format_exc()[-1500:]}
-        results.append(entry | {"seconds": round(time.monotonic() - began, 2)})
-    return results
+            yield "", {"outcome": "passed"}
+
+        return name, run, part.deadline
+
+    return [job(name, check) for name, check in found][part.number :: part.count]
 
 
-def run_checks() -> list[dict[str, Any]]:
-    deadline = time.time() + CHECK_SECONDS
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        jobs = [pool.submit(check_some, part, WORKERS, deadline) for part in range(WORKERS)]
-        results = []
-        for part, job in enumerate(jobs):
+def _every(part: Part) -> int:
+    return REHEARSED if part.rehearse else 1
+
+
+def _bench_jobs(part: Part) -> list[Work]:
+    from contrastive_ops.benchmarks import gpu_bench
+
+    began = time.time()
+    found: list[Work] = []
+    planned = gpu_bench.schedule(SHRINK if part.rehearse else 1)
+    if part.rehearse:
+        planned = planned[:: max(1, len(planned) // 4)]
+    for family, case, used in planned:
+        end = began + used * (part.deadline - began)
+
+        def run(family: str = family, case: Any = case, end: float = end) -> Any:
+            return gpu_bench.measure(family, case, part.device, lambda: time.time() > end)
+
+        found.append((f"{family}: {case.title}", run, end))
+    return found
+
+
+def work(part: Part, skip: int, log: Path) -> int:
+    """In a worker process: jobs from number `skip` on, each one's start and entries to the log."""
+    with log.open("a", buffering=1) as file:
+
+        def tell(number: int, name: str, **entry: Any) -> None:
+            file.write(json.dumps({"number": number, "job": name, **entry}) + "\n")
+
+        for number, (name, run, deadline) in enumerate(jobs(part)):
+            if number < skip:
+                continue
+            if time.time() > deadline:
+                tell(number, name, outcome="not run")
+                continue
+            tell(number, name, outcome="started")
+            began = time.monotonic()
             try:
-                results += job.result(timeout=max(1.0, deadline + 60 - time.time()))
-            except Exception as error:  # a worker that died or hangs takes its share with it
-                why = f"{type(error).__name__}: {error}"
-                results.append({"check": f"worker {part}", "outcome": "failed", "why": why})
-        if any(not job.done() for job in jobs):
-            for process in multiprocessing.active_children():
-                process.kill()
-        return results
+                for line, entry in run():
+                    tell(number, name, **{"outcome": "measured", **entry, "line": line})
+                    if line:
+                        print(line, flush=True)
+                outcome: Line = {"outcome": "done"}
+            except Exception:
+                outcome = {"outcome": "failed", "why": traceback.format_exc()[-1500:]}
+            seconds = round(time.monotonic() - began, 2)
+            tell(number, name, **outcome, seconds=seconds)
+            if outcome["outcome"] == "failed" and _context_lost(part):
+                return ASKS_FOR_ANOTHER
+    return 0
 
 
-def machine() -> dict[str, Any]:
+def _context_lost(part: Part) -> bool:
+    import torch
+
+    if part.device == "cpu":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+class Stage:
+    """A stage's worker processes, begun anew where one dies, ended when time is up."""
+
+    def __init__(
+        self, name: str, count: int, seconds: float, rehearse: bool, prefix: list[str] | None = None
+    ) -> None:
+        deadline = time.time() + seconds
+        self.parts = [Part(name, number, count, deadline, rehearse) for number in range(count)]
+        self.prefix = prefix or []
+        self.deadline = deadline
+        self.folder = tempfile.TemporaryDirectory(prefix="contrastive-ops-gpu-")
+        self.logs = [Path(self.folder.name) / f"{number}.jsonl" for number in range(count)]
+        self.processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.begun_at = [0] * count
+        self.deaths: list[Line] = []
+
+    def run(self, keep: Callable[[list[Line]], None]) -> list[Line]:
+        """All entries, in the jobs' order; `keep` is given those so far every few seconds."""
+        with self.folder:
+            try:
+                for number in range(len(self.parts)):
+                    self._start(number, 0)
+                kept = time.monotonic()
+                while any(process is not None for process in self.processes):
+                    time.sleep(0.05)
+                    for number in range(len(self.parts)):
+                        self._look_after(number)
+                    if time.monotonic() - kept > 5:
+                        keep(self.entries())
+                        kept = time.monotonic()
+                return self.entries()
+            finally:
+                for process in self.processes:
+                    if process is not None:
+                        process.kill()
+                        process.wait()
+
+    def _start(self, number: int, skip: int) -> None:
+        part = self.parts[number]
+        command = [
+            *self.prefix,
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--work",
+            json.dumps([*part.__dict__.values()]),
+            str(skip),
+            str(self.logs[number]),
+        ]
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        if part.rehearse:
+            environment["TRITON_INTERPRET"] = "1"
+        self.begun_at[number] = skip
+        self.processes[number] = subprocess.Popen(command, env=environment)
+
+    def _look_after(self, number: int) -> None:
+        process = self.processes[number]
+        if process is None:
+            return
+        code = process.poll()
+        if code is None and time.time() < self.deadline + KILL_SECONDS:
+            return
+        if code is None:
+            process.kill()
+            process.wait()
+        self.processes[number] = None
+        if code == 0:
+            return
+        why = "did not end in time" if code is None else f"process died, exit code {code}"
+        lines = self._lines(number)
+        reached = max((line["number"] for line in lines), default=-1)
+        last = [line for line in lines if line["number"] == reached]
+        unfinished = bool(last) and last[-1]["outcome"] == "started"
+        if unfinished or (last and last[-1]["outcome"] == "measured"):
+            died = {"number": reached, "job": last[0]["job"], "outcome": "failed", "why": why}
+            with self.logs[number].open("a") as file:
+                file.write("\n" + json.dumps(died) + "\n")
+        elif code != ASKS_FOR_ANOTHER or reached < self.begun_at[number]:
+            job = f"{self.parts[number].stage}, process {number}"
+            self.deaths.append({"job": job, "outcome": "failed", "why": why})
+        # Where it died before any job, another one would, too.
+        if code is not None and reached >= self.begun_at[number]:
+            self._start(number, reached + 1)
+
+    def _lines(self, number: int) -> list[Line]:
+        if not self.logs[number].exists():
+            return []
+        found = []
+        for text in self.logs[number].read_text().splitlines():
+            try:
+                found.append(json.loads(text))
+            except json.JSONDecodeError:  # the end of a process that was killed
+                continue
+        return found
+
+    def entries(self) -> list[Line]:
+        """What the logs say: measurements, and what became of each job."""
+        found = list(self.deaths)
+        for number in range(len(self.parts)):
+            lines = self._lines(number)
+            finished = {x["number"] for x in lines if x["outcome"] in ("done", "failed")}
+            for line in lines:
+                if line["outcome"] == "started":
+                    if line["number"] not in finished:
+                        found.append({**line, "outcome": "not run"})
+                elif line["outcome"] != "passed":
+                    found.append(line)
+        return [{k: v for k, v in entry.items() if k not in ("number", "line")} for entry in found]
+
+
+def machine(rehearse: bool) -> dict[str, Any]:
     import torch
     import triton
 
     head = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "capability": [properties.major, properties.minor],
+    facts: dict[str, Any] = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip,
         "triton": triton.__version__,
@@ -104,6 +291,91 @@ def machine() -> dict[str, Any]:
         "commit": head.stdout.strip() or "unknown",
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if rehearse:
+        return {"gpu": "rehearsal", **facts}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "capability": [properties.major, properties.minor],
+        **facts,
+    }
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer, where it is installed."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    for place in (shutil.which("compute-sanitizer"), home / "bin" / "compute-sanitizer"):
+        if place and Path(place).exists():
+            return str(place)
+    return None
+
+
+def run_checks(report: Line, keep: Callable[[], None], rehearse: bool) -> bool:
+    """Whether all checks passed."""
+
+    def take(entries: list[Line]) -> None:
+        report["checks"] = entries
+        keep()
+
+    count = 2 if rehearse else WORKERS
+    take(Stage("checks", count, CHECK_SECONDS, rehearse).run(take))
+    failed = [entry for entry in report["checks"] if entry["outcome"] == "failed"]
+    passed = sum(entry["outcome"] == "done" for entry in report["checks"])
+    missed = len(report["checks"]) - passed - len(failed)
+    print(f"checks: {passed} passed, {len(failed)} failed, {missed} not run", flush=True)
+    for entry in failed:
+        print(f"--- FAILED: {entry['job']}\n{entry['why']}", flush=True)
+    return passed > 0 and not failed and not missed
+
+
+def run_bench(report: Line, keep: Callable[[], None], seconds: float, rehearse: bool) -> bool:
+    """Whether everything of ours could be measured."""
+    from contrastive_ops.benchmarks import gpu_bench
+
+    def take(entries: list[Line]) -> None:
+        report["bench"] = [e for e in entries if e["outcome"] == "measured"]
+        report["bench_jobs"] = [e for e in entries if e["outcome"] != "measured"]
+        keep()
+
+    take(Stage("bench", 1, seconds, rehearse).run(take))
+    for line in gpu_bench.memory_table(report["bench"]):
+        print(line)
+    wrong = [e for e in report["bench_jobs"] if e["outcome"] == "failed"]
+    wrong += [e for e in report["bench"] if "failed" in e and e["variant"].startswith("ours")]
+    late = sum(e["outcome"] == "not run" for e in report["bench_jobs"])
+    print(
+        f"benchmark: {len(report['bench'])} measurements, {len(wrong)} failed, "
+        f"{late} cases not reached"
+    )
+    for entry in wrong:
+        print(f"--- FAILED: {entry['job']}\n{entry.get('why', entry.get('failed'))}")
+    return not wrong and bool(report["bench"])
+
+
+def run_sanitizer(report: Line, keep: Callable[[], None], seconds: float, rehearse: bool) -> bool:
+    """Whether compute-sanitizer found nothing, or is not here."""
+    tool = sanitizer()
+    if tool is None or rehearse:
+        report["sanitizer"] = (
+            "compute-sanitizer is not installed here: memory is guarded by NaN around operands and "
+            "patterns around outputs alone (checks named guards)"
+        )
+        print(report["sanitizer"])
+        keep()
+        return True
+    report["sanitizer"] = {}
+    good = True
+    for name in ("memcheck", "racecheck"):
+        prefix = [tool, "--tool", name, "--error-exitcode", "9", "--target-processes", "all"]
+        entries = Stage("sanitized", 1, seconds / 2, False, prefix).run(lambda entries: None)
+        report["sanitizer"][name] = entries
+        failed = [entry for entry in entries if entry["outcome"] == "failed"]
+        print(f"{name}: {len(entries)} checks, {len(failed)} failed", flush=True)
+        good = good and not failed
+        keep()
+    return good
 
 
 def main() -> int:
@@ -112,11 +384,16 @@ def main() -> int:
     parser.add_argument("--bench", action="store_true", help="the benchmark alone")
     parser.add_argument("--tune", type=Path, help="only find this GPU's best tiles, into a file")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-<name>.json")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, to prove this command")
+    parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.work:
+        part, skip, log = args.work
+        return work(Part(*json.loads(part)), int(skip), Path(log))
     began = time.monotonic()
     import torch
 
-    if not torch.cuda.is_available():
+    if not args.rehearse and not torch.cuda.is_available():
         print("make gpu: torch sees no GPU here", file=sys.stderr)
         return 2
     os.environ.pop("TRITON_INTERPRET", None)
@@ -128,35 +405,33 @@ def main() -> int:
 
         gpu_tune.run(args.tune, lambda line: print(line, flush=True))
         return 0
-    report: dict[str, Any] = {"machine": machine(), "peers": gpu_bench.peers_installed()}
+    report: Line = {"machine": machine(args.rehearse), "peers": gpu_bench.peers_installed()}
     name = report["machine"]["gpu"].lower().replace(" ", "-")
     output = args.output or ROOT / "benchmarks" / "results" / f"gpu-{name}.json"
-    bad = False
-    if not args.bench:
-        report["checks"] = run_checks()
-        write(output, report)  # whatever becomes of the benchmark
-        failed = [entry for entry in report["checks"] if entry["outcome"] == "failed"]
-        passed = sum(entry["outcome"] == "passed" for entry in report["checks"])
-        missed = len(report["checks"]) - passed - len(failed)
-        print(f"checks: {passed} passed, {len(failed)} failed, {missed} not run", flush=True)
-        for entry in failed:
-            print(f"--- {entry['check']}\n{entry['why']}", flush=True)
-        bad = bool(failed) or missed > 0
-    if not args.checks:
-        try:
-            report["bench"] = gpu_bench.run(
-                began + TOTAL_SECONDS, lambda line: print(line, flush=True)
-            )
-        except Exception:
-            report["bench_error"] = traceback.format_exc()
-            print(report["bench_error"], file=sys.stderr)
-            bad = True
+
+    def keep() -> None:
         write(output, report)
-    print(f"{output}, {time.monotonic() - began:.0f} s")
-    return int(bad)
+
+    def left() -> float:
+        return TOTAL_SECONDS - (time.monotonic() - began)
+
+    good = True
+    keep()
+    if not args.bench:
+        good = run_checks(report, keep, args.rehearse)
+    if not args.checks:
+        reserved = SANITIZER_SECONDS if sanitizer() and not args.bench else 0.0
+        good = run_bench(report, keep, left() - reserved - KILL_SECONDS, args.rehearse) and good
+    if not args.bench:
+        good = run_sanitizer(report, keep, min(left(), SANITIZER_SECONDS), args.rehearse) and good
+    report["passed"] = good
+    report["seconds"] = round(time.monotonic() - began, 1)
+    keep()
+    print(f"{'passed' if good else 'FAILED'}: {output}, {report['seconds']:.0f} s")
+    return int(not good)
 
 
-def write(output: Path, report: dict[str, Any]) -> None:
+def write(output: Path, report: Line) -> None:
     """Atomically."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")

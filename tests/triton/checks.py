@@ -4,6 +4,7 @@ interpreter, `make gpu` on a GPU, where pytest may be missing.
 `all_checks` names each of them. Expected values come from the oracle, or from the error rule.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,8 +23,34 @@ SINGLE = [torch.float32, torch.bfloat16, torch.float16]
 HALF = SINGLE[1:]
 
 
+FAMILIES: tuple[str, ...] = ()
+"""Modules beside this one, one a kernel family, each with `all_checks`."""
+
+
 def all_checks(device: str) -> Iterator[Check]:
     """Every check that runs on the device."""
+    yield from info_nce_checks(device)
+    for family in FAMILIES:
+        yield from importlib.import_module(family).all_checks(device)
+
+
+def sanitized_checks(device: str) -> Iterator[Check]:
+    """Few, since compute-sanitizer makes each of them many times slower; every kernel is there."""
+    names = ("everything", "symmetric, ids", "smoothing", "guide", "own negatives")
+    for name in CASES:
+        if name.startswith(names):
+            yield f"option: {name}", partial(check_option, name, device)
+    for dtype in HALF:
+        for symmetric in (False, True):
+            yield (
+                f"chunks: {_short(dtype)}, {symmetric}",
+                partial(check_chunks, dtype, symmetric, device),
+            )
+    for family in FAMILIES:
+        yield from importlib.import_module(family).sanitized_checks(device)
+
+
+def info_nce_checks(device: str) -> Iterator[Check]:
     for name in CASES:
         yield f"option: {name}", partial(check_option, name, device)
     for name in sorted(

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ...kernels import config, rows
 from ..problem import Gradients, Wanted, Weight
-from . import passes
+from . import passes, products
 from .passes import Settled
 from .prepared import NORM_TARGET, Block, Job, Rows, row_programs
-from .products import multiply
 
 HALF_ROOM = 13
 """float16 coefficients are scaled by a power of two so that the largest is at most 2**14."""
@@ -59,11 +58,11 @@ def from_statistics(
                     fresh = x_product is None
                     if x_product is None:
                         x_product = out.product(shape[0])
-                    multiply(z, y, x_product, not fresh, job.problem.precision)
+                    products.multiply(z, y, x_product, not fresh, job.problem.precision)
                 if wants_y:
                     x = job.query.data[begin : rows_here[1], : out.width]
                     y_product = out.y_product(block)[columns[0] : columns[1]]
-                    multiply(z.T, x, y_product, begin > 0, job.problem.precision)
+                    products.multiply(z.T, x, y_product, begin > 0, job.problem.precision)
         if wanted[0]:
             out.finish_query(x_product, rows_here, own, None, undo)
     out.finish_candidates(undo)
@@ -112,7 +111,7 @@ def with_kept_exponentials(
             for b, block in enumerate(job.blocks):
                 e = kept[b][: end - begin, : block.rows.count]
                 y = block.rows.data[:, : out.width]
-                multiply(e, y, product, b > 0, job.problem.precision)
+                products.multiply(e, y, product, b > 0, job.problem.precision)
             out.finish_query(product, (begin, end), own, settled.row[1], 1.0)
         if wants_any_y:
             x = torch.empty_like(job.query.data[begin:end])
@@ -131,7 +130,9 @@ def with_kept_exponentials(
                 if out.wants(block):
                     e = kept[b][: end - begin, : block.rows.count]
                     y_product = out.y_product(block)
-                    multiply(e.T, x[:, : out.width], y_product, begin > 0, job.problem.precision)
+                    products.multiply(
+                        e.T, x[:, : out.width], y_product, begin > 0, job.problem.precision
+                    )
     out.finish_candidates(1.0)
     return settled.weighted, out.gradients()
 

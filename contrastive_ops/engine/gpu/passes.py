@@ -14,7 +14,8 @@ from torch import Tensor
 from ...kernels import coefficients as coefficients_kernel
 from ...kernels import combine, config, rows
 from ...kernels import statistics as statistics_kernel
-from .prepared import Block, Job, architecture, interpreted
+from . import prepared
+from .prepared import Block, Job, interpreted
 
 STATE_KINDS = 3
 """log-sum-exp, logits kept, their sum: float64, O(N) numbers each."""
@@ -52,7 +53,7 @@ def variants(
 def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
     data = job.query.data
     return config.tile_for(
-        architecture(data.device),
+        prepared.architecture(data.device),
         _role(job, block, bounded, levered),
         data.element_size(),
         job.problem.precision,
@@ -387,7 +388,8 @@ def _precision(name: str, device: torch.device) -> str:
     if interpreted():
         return "interpreted"
     # AMD's matrix cores multiply float32 as it is, faster than three products of its parts.
-    return "ieee" if name == "tf32x3" and architecture(device).name.startswith("gfx") else name
+    amd = prepared.architecture(device).name.startswith("gfx")
+    return "ieee" if name == "tf32x3" and amd else name
 
 
 BULK_IN_THE_INTERPRETER = False

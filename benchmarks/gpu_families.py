@@ -1,0 +1,20 @@
+"""Every family of GPU kernels, for the offline report, the checks and the benchmark.
+
+A new one is a module with `plans` and `cases` and a line here; its tile kernels' work goes to
+`gpu_plan.TILE_KERNELS`, its checks in the interpreter to tests/triton (`checks.FAMILIES`).
+"""
+
+from __future__ import annotations
+
+from . import gpu_checks, gpu_softmax
+from .gpu_cases import Family
+
+FAMILIES = (
+    Family(
+        "info_nce",
+        gpu_softmax.plans,
+        gpu_softmax.cases,
+        share=6,
+        checks=gpu_checks.device_checks,
+    ),
+)
