@@ -371,12 +371,16 @@ std::vector<std::string> isas() {
 }
 
 }  // namespace
+
+void bind_maxima(pybind11::module_& module);
+
 }  // namespace contrastive_ops
 
 PYBIND11_MODULE(_C, module) {
   using namespace contrastive_ops;
   module.def("softmax_ce", &softmax_ce);
   module.def("row_select", &row_select);
+  bind_maxima(module);
   module.def("available_isas", &isas, "Instruction sets of this CPU that have a kernel, best last.");
   module.def("current_isa", &current_isa, "The one that the next call uses.");
   module.def("select_isa", &select_isa, "Forces one; an empty name restores the best.");

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine import neighbours
 from ..engine.similarity import full_precision
 from ..engine.stripes import COPIES, STRIPE_BYTES
+from .arguments import wide
 from .distance import squared_l2_factors
 
 OWN_ROWS = 128
@@ -21,6 +23,12 @@ def nearest_outside(rows: Tensor, first: Tensor, end: Tensor, workspace_bytes: i
     from itself on, and what it finds serves both sides. The maxima say in which block the nearest
     row is; that block is met once more to find it there. The first of equals wins within a block.
     """
+    if neighbours.available(rows):
+        rows = wide(rows) - wide(rows).mean(0)
+        found, _ = neighbours.closest_of_another_label(
+            rows, first.to(torch.int32), workspace_bytes=workspace_bytes
+        )
+        return found[0].clamp(min=0).to(torch.int64)
     query, key = squared_l2_factors(rows, rows)  # dot products are minus squared distances
     n = rows.shape[0]
     room = min(workspace_bytes // COPIES, STRIPE_BYTES)

@@ -8,12 +8,13 @@ triplets are counted by where its negatives fall among them. Nothing of size N^3
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..engine import check
+from ..engine import check, neighbours
 from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, counted_stripe_losses, row_loss
 from .arguments import (
@@ -28,8 +29,12 @@ from .arguments import (
     workspace,
 )
 from .arguments import labels as checked_labels
-from .classes import classes
+from .classes import Classes, classes
 from .nearest import extreme_within, nearest_outside
+
+MOST = 65
+"""Rows of a class up to which semi-hard negatives are found by half a product: a comparison for
+each positive and similarity."""
 
 Distance = Literal["sq_l2", "l2", "cosine"]
 Mining = Literal["all", "hard", "semi-hard", "easy", "violator"]
@@ -60,11 +65,12 @@ def triplet_margin(
     * ``"violator"``: for each (a, p) one negative drawn from those with a positive loss, as in the
       popular FaceNet port; pairs without one are dropped.
 
-    ``"hard"`` and ``"easy"`` select with half a matrix product (distances are symmetric) and
-    differentiate O(N D); the others take 3 products a stripe of anchors at a time, with O(log P) a
-    pair besides, P positives an anchor. Memory beyond inputs and gradients is O(N) plus
-    ``workspace_bytes``. Ties share the gradient under ``"semi-hard"``; under ``"hard"`` and
-    ``"easy"`` one of them has it.
+    ``"hard"`` and ``"easy"``, and on backend ``"cpu"`` with classes of at most 65 rows
+    ``"semi-hard"``, select with half a matrix product (distances are symmetric) and differentiate
+    O(D) a triplet; the others take 3 products a stripe of anchors at a time, with O(log P) a pair
+    besides, P positives an anchor. Memory beyond inputs and gradients is O(N D), or O(N P) for
+    semi-hard triplets, plus ``workspace_bytes``. Of negatives at equal distances the first has the
+    gradient; they share it under ``"semi-hard"`` where that takes 3 products.
 
     Args:
         embeddings: (N, D).
@@ -104,8 +110,16 @@ def triplet_margin(
         margin = check.number("margin", margin)
     rows = _distance_rows(rows, distance, normalize)
     found = classes(label)
-    if selecting:
-        room = workspace(workspace_bytes)
+    room = workspace(workspace_bytes)
+    on_kernels = neighbours.available(rows, backend)
+    if on_kernels and (selecting or (mining == "semi-hard" and int(found.size.max()) <= MOST)):
+        anchor, near, far = _triplets(rows.detach(), found, mining, distance, room)
+        losses = _hinge(*_pair_distances(rows, anchor, near, far, distance), margin)
+        # What is chosen was compared, and NaN by no comparison is.
+        total = losses.sum() + rows.detach().sum() * 0.0
+        some = losses.detach() > 0
+        amount = some.sum() if reduction == "nonzero" else total.new_tensor(anchor.numel())
+    elif selecting:
         ordered = rows.detach()[found.order]
         spans = (ordered, found.first, found.end)
         near = extreme_within(*spans, mining == "hard", room)
@@ -196,6 +210,73 @@ def distance_matrix(x: Tensor, y: Tensor, distance: str) -> Tensor:
     squares = torch.addmm(y.square().sum(1), x, y.T, alpha=-2.0) + x.square().sum(1, keepdim=True)
     squares = squares.clamp(min=0.0)
     return squares if distance == "sq_l2" else _root(squares)
+
+
+def _triplets(
+    rows: Tensor, c: Classes, mining: str, distance: str, room: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(E,) anchors, positives and negatives, of the anchors that have both."""
+    n = rows.shape[0]
+    label = c.segment.to(torch.int32)
+    closest = partial(
+        neighbours.closest_of_another_label,
+        rows,
+        label,
+        cosine=distance == "cosine",
+        workspace_bytes=room,
+    )
+    both = (c.size > 1) & (c.size < n)
+    if mining == "semi-hard":
+        bound = _others_of_class(c)
+        found, farthest = closest(bound)
+        assert farthest is not None
+        far = torch.where(found >= 0, found, farthest)
+        anchor, slot = ((bound >= 0) & both).T.nonzero(as_tuple=True)  # by anchor, then positive
+        return anchor, bound[slot, anchor].long(), far[slot, anchor].clamp(min=0).long()
+    if int(c.size.max()) <= MOST:
+        near = _extreme(rows, _others_of_class(c), mining == "hard", distance)
+    else:
+        ordered = extreme_within(rows[c.order], c.first, c.end, mining == "hard", room)
+        near = torch.empty_like(ordered)
+        near[c.order] = c.order[ordered]
+    anchor = both.nonzero().squeeze(1)
+    return anchor, near[anchor], closest()[0][0, anchor].clamp(min=0).long()
+
+
+def _others_of_class(c: Classes) -> Tensor:
+    """(P, N) int32: in slot s the s-th other row of each row's class; -1 where there are fewer."""
+    n = c.order.shape[0]
+    slot = torch.arange(max(1, int(c.size.max()) - 1)).unsqueeze(1)
+    column = c.first + slot
+    column = column + (column >= torch.arange(n))
+    others = torch.where(column < c.end, c.order[column.clamp(max=n - 1)], -1)
+    return torch.empty_like(others, dtype=torch.int32).index_copy_(1, c.order, others.int())
+
+
+def _extreme(rows: Tensor, others: Tensor, farthest: bool, distance: str) -> Tensor:
+    """(N,) the farthest (or nearest) of each row's others, the first of equals; itself if none."""
+    n = rows.shape[0]
+    own = torch.arange(n)
+    other = torch.where(others >= 0, others.long(), own)
+    d, _ = _pair_distances(rows, own.repeat(len(other)), other.reshape(-1), own[:0], distance)
+    d = d.view(other.shape).masked_fill(others < 0, -torch.inf if farthest else torch.inf)
+    slot = d.argmax(0) if farthest else d.argmin(0)
+    return other.gather(0, slot.unsqueeze(0)).squeeze(0)
+
+
+def _pair_distances(
+    rows: Tensor, anchor: Tensor, near: Tensor, far: Tensor, distance: str
+) -> tuple[Tensor, Tensor]:
+    """(E,) distances from the anchors to near and far."""
+    left, right = torch.cat([anchor, anchor[: far.numel()]]), torch.cat([near, far])
+    squares = neighbours.squared_distances(rows, left, right)
+    if distance == "l2":
+        squares = _root(squares)
+    elif distance == "cosine":
+        # 1 - <x, y>, also of zero rows.
+        norms = rows.square().sum(1)
+        squares = squares / 2 + (1 - (take_rows(norms, left) + take_rows(norms, right)) / 2)
+    return squares[: near.numel()], squares[near.numel() :]
 
 
 def _distance_rows(rows: Tensor, distance: str, normalize: bool) -> Tensor:

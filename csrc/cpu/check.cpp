@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -85,7 +86,66 @@ void check(const Problem<Acc>& p, Mode mode) {
   }
 }
 
+template <class Acc>
+void check(const TokenProblem<Acc>& p) {
+  const auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(std::string("contrastive_ops::token_similarity: ") + what);
+  };
+  require(sizeof(Acc) == 8 ? p.dtype == DType::float64 : p.dtype != DType::float64,
+          "dtype does not go with the type of the accumulator");
+  require(p.dim > 0, "rows have no elements");
+  for (const Tokens* t : {&p.queries, &p.documents}) {
+    require(t->count > 0 && t->length > 0 && t->data, "there are no tokens");
+    require(t->length <= std::numeric_limits<int32_t>::max(), "too many tokens");
+  }
+  require(p.where && (p.scores || p.grad), "there is nowhere to write to");
+  if (!p.grad) return;
+  const int64_t pairs = p.queries.count * p.documents.count, length = p.queries.length;
+  for (int64_t i = 0; i < pairs * length; ++i) {
+    require(p.where[i] >= -1 && p.where[i] < p.documents.length, "a token is out of range");
+    if (p.where[i] < 0) continue;
+    const int64_t query = i / (p.documents.count * length);
+    const int64_t document = i / length % p.documents.count;
+    require(!p.queries.mask || p.queries.mask[query * length + i % length],
+            "a query's masked token has a maximum");
+    require(!p.documents.mask || p.documents.mask[document * p.documents.length + p.where[i]],
+            "a maximum is at a masked token");
+  }
+}
+
+template <class Acc>
+void check(const NeighbourProblem<Acc>& p) {
+  const auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(std::string("contrastive_ops::neighbours: ") + what);
+  };
+  require(p.rows > 0 && p.dim > 0 && p.x && p.label, "there are no rows");
+  require(p.rows < std::numeric_limits<int32_t>::max(), "too many rows");
+  require(p.slots > 0 && p.closest, "there is nothing to look for");
+  for (int64_t i = 0; p.bound && i < p.slots * p.rows; ++i) {
+    require(p.bound[i] >= -1 && p.bound[i] < p.rows, "a row is out of range");
+  }
+}
+
+template <class Acc>
+void check(const PairProblem<Acc>& p) {
+  const auto require = [](bool ok, const char* what) {
+    if (!ok) throw std::invalid_argument(std::string("contrastive_ops::pairs: ") + what);
+  };
+  require(p.rows > 0 && p.dim > 0 && p.x && p.pairs >= 0, "there are no rows");
+  require(p.pairs == 0 || p.squares || (p.weight && p.grad), "there is nowhere to write to");
+  for (int64_t e = 0; e < p.pairs; ++e) {
+    require(p.left[e] >= 0 && p.left[e] < p.rows && p.right[e] >= 0 && p.right[e] < p.rows,
+            "a row is out of range");
+  }
+}
+
 template void check(const Problem<float>&, Mode);
 template void check(const Problem<double>&, Mode);
+template void check(const TokenProblem<float>&);
+template void check(const TokenProblem<double>&);
+template void check(const NeighbourProblem<float>&);
+template void check(const NeighbourProblem<double>&);
+template void check(const PairProblem<float>&);
+template void check(const PairProblem<double>&);
 
 }  // namespace contrastive_ops

@@ -1,6 +1,8 @@
 #pragma once
+#include "neighbours.h"
 #include "problem.h"
 #include "select.h"
+#include "tokens.h"
 
 namespace contrastive_ops {
 
@@ -9,5 +11,11 @@ namespace contrastive_ops {
 template <class Acc>
 void check(const Problem<Acc>& problem, Mode mode);
 void check(const SelectProblem& problem);
+template <class Acc>
+void check(const TokenProblem<Acc>& problem);
+template <class Acc>
+void check(const NeighbourProblem<Acc>& problem);
+template <class Acc>
+void check(const PairProblem<Acc>& problem);
 
 }  // namespace contrastive_ops

@@ -17,6 +17,12 @@ struct Isa {
   void (*run32)(const Problem<float>&, Mode);
   void (*run64)(const Problem<double>&, Mode);
   void (*select)(SelectProblem&);
+  void (*tokens32)(const TokenProblem<float>&);
+  void (*tokens64)(const TokenProblem<double>&);
+  void (*neighbours32)(const NeighbourProblem<float>&);
+  void (*neighbours64)(const NeighbourProblem<double>&);
+  void (*pairs32)(const PairProblem<float>&);
+  void (*pairs64)(const PairProblem<double>&);
 };
 
 // The compiler's CPU checks include the operating system's consent to wide registers.
@@ -26,20 +32,27 @@ struct Available {
   int count = 0;
 
   Available() {
-    add({"portable", portable::run, portable::run, portable::select});
+    add({"portable", portable::run, portable::run, portable::select, portable::token_similarity,
+         portable::token_similarity, portable::neighbours, portable::neighbours, portable::pairs,
+         portable::pairs});
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return;
-    add({"avx2", avx2::run, avx2::run, avx2::select});
+    add({"avx2", avx2::run, avx2::run, avx2::select, avx2::token_similarity,
+         avx2::token_similarity, avx2::neighbours, avx2::neighbours, avx2::pairs, avx2::pairs});
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
       return;
     }
-    add({"avx512", avx512::run, avx512::run, avx512::select});
+    add({"avx512", avx512::run, avx512::run, avx512::select, avx512::token_similarity,
+         avx512::token_similarity, avx512::neighbours, avx512::neighbours, avx512::pairs,
+         avx512::pairs});
     if (!__builtin_cpu_supports("avx512bf16")) return;
     const bool vnni = __builtin_cpu_supports("avx512vnni");
     add({"avx512bf16", avx512bf16::run, avx512bf16::run,
-         vnni ? avx512bf16::select : avx512::select});
+         vnni ? avx512bf16::select : avx512::select, avx512bf16::token_similarity,
+         avx512bf16::token_similarity, avx512::neighbours, avx512::neighbours, avx512::pairs,
+         avx512::pairs});
 #endif
   }
 
@@ -117,6 +130,32 @@ void run(const Problem<double>& problem, Mode mode) {
 void select(SelectProblem& problem) {
   check(problem);
   current().select(problem);
+}
+
+void token_similarity(const TokenProblem<float>& problem) {
+  check(problem);
+  current().tokens32(problem);
+}
+void token_similarity(const TokenProblem<double>& problem) {
+  check(problem);
+  current().tokens64(problem);
+}
+
+void neighbours(const NeighbourProblem<float>& problem) {
+  check(problem);
+  current().neighbours32(problem);
+}
+void neighbours(const NeighbourProblem<double>& problem) {
+  check(problem);
+  current().neighbours64(problem);
+}
+void pairs(const PairProblem<float>& problem) {
+  check(problem);
+  current().pairs32(problem);
+}
+void pairs(const PairProblem<double>& problem) {
+  check(problem);
+  current().pairs64(problem);
 }
 
 const char* const* available_isas(int* count) {

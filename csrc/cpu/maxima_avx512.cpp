@@ -1,0 +1,34 @@
+// Maxima and neighbours on x86-64 with AVX-512 F, BW, DQ and VL.
+#include "isa_prelude.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+
+#define ISA_VECTOR_BYTES 64
+#define ISA_MICRO_ROWS 12
+#define ISA_AVX512 1
+#define ISA_F16C 1
+#define ISA_BF16 0
+#include "maxima_common.h"
+
+namespace contrastive_ops::avx512 {
+void token_similarity(const TokenProblem<float>& problem) { token_similarity_of(problem); }
+void token_similarity(const TokenProblem<double>& problem) {
+  token_similarity_as<double, Plain<double>>(problem);
+}
+void neighbours(const NeighbourProblem<float>& problem) { neighbours_as(problem); }
+void neighbours(const NeighbourProblem<double>& problem) { neighbours_as(problem); }
+void pairs(const PairProblem<float>& problem) { pairs_as(problem); }
+void pairs(const PairProblem<double>& problem) { pairs_as(problem); }
+}  // namespace contrastive_ops::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
