@@ -1,6 +1,7 @@
 """Dense InfoNCE as anyone would write it in PyTorch, and the error that exact code may have."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,29 @@ def info_nce(
     return (loss + F.cross_entropy(square.T, target, reduction=reduction)) / 2
 
 
+def nt_xent(view_a: Tensor, view_b: Tensor, **options) -> Tensor:
+    """One set against itself: the rows of both views, each without itself."""
+    rows, options = torch.cat([view_a, view_b]), dict(options)
+    if options.pop("normalize", True):
+        rows = F.normalize(rows, dim=-1)
+    logits = rows @ rows.T / options.pop("temperature")
+    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool), -torch.inf)
+    target = torch.arange(len(rows)).roll(len(view_a))
+    return F.cross_entropy(logits, target, **options)
+
+
+def sigmoid_loss(query: Tensor, key: Tensor, *, temperature: Tensor, bias: float) -> Tensor:
+    logits = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).T / temperature + bias
+    sign = 2 * torch.eye(*logits.shape, dtype=logits.dtype) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(query)
+
+
+def matryoshka(*rows: Tensor, matryoshka_dims: tuple[int, ...], **options) -> Tensor:
+    """One loss a prefix, one after another."""
+    parts = [info_nce(*(x[:, :dim] for x in rows), **options) for dim in matryoshka_dims]
+    return torch.stack(parts).sum(0)
+
+
 def gradients(loss_function, rows: list[Tensor], temperature: float, **options) -> list[Tensor]:
     """Loss and gradients (rows', then the temperature's), all of them in float64."""
     leaves = [x.detach().clone().requires_grad_() for x in rows]
@@ -50,6 +74,8 @@ def check_error_rule(
     *,
     better: bool = False,
     draws: int = 3,
+    ours: Callable[..., Tensor] = contrastive_ops.info_nce,
+    formula: Callable[..., Tensor] = info_nce,
     **options,
 ) -> None:
     """Against float64, loss and gradients err at most twice as much as the dense loss in the same
@@ -62,17 +88,14 @@ def check_error_rule(
     single = torch.tensor(temperature, dtype=torch.float32).item()
     dense_options = {k: v for k, v in options.items() if k not in ("workspace_bytes", "precision")}
 
-    def ours(*args, **kwargs):
-        return contrastive_ops.info_nce(*args, backend=backend, **kwargs)
-
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
     ulp = 0.0
     for seed in range(draws):
         rows = draw(seed)
         wide = [x.double() for x in rows]
-        exact = gradients(info_nce, wide, single, **dense_options)
-        plain = gradients(info_nce, rows, temperature, **dense_options)
-        actual = gradients(ours, rows, temperature, **options)
+        exact = gradients(formula, wide, single, **dense_options)
+        plain = gradients(formula, rows, temperature, **dense_options)
+        actual = gradients(partial(ours, backend=backend), rows, temperature, **options)
         largest = largest_logit(wide, single, options.get("normalize", True))
         ulp = max(ulp, float(np.spacing(np.float32(largest))))
         names = ["loss", *("query", "key", "negatives")[: len(rows)], "temperature"]

@@ -11,7 +11,8 @@
 namespace contrastive_ops {
 namespace {
 
-constexpr size_t kept_bytes = size_t(256) << 20;
+constexpr size_t kept_bytes = size_t(256) << 20;   // the default workspace and what goes with it
+constexpr size_t owned_bytes = size_t(64) << 20;  // of it not offered to the system meanwhile
 constexpr size_t huge_page = size_t(2) << 20;
 
 // The size is written ahead of what callers see.
@@ -32,7 +33,8 @@ void* allocate(size_t bytes) {
 }
 
 // One block for the process: whoever runs takes it, so a training step finds its pages in place
-// (fresh ones cost more than the arithmetic on them), and at most kept_bytes stay behind.
+// (fresh ones cost more than the arithmetic on them), and at most kept_bytes stay behind, all but
+// owned_bytes of them free for the system to take.
 std::atomic<void*> spare{nullptr};
 
 }  // namespace
@@ -46,6 +48,12 @@ Arena::Arena(size_t bytes) : block_(spare.exchange(nullptr, std::memory_order_ac
 
 Arena::~Arena() {
   if (size_of(block_) <= kept_bytes) {
+#if defined(__linux__) && defined(MADV_FREE)
+    // The rest stays in place only for as long as nobody else wants the memory.
+    if (size_of(block_) > owned_bytes) {
+      madvise(static_cast<char*>(block_) + owned_bytes, size_of(block_) - owned_bytes, MADV_FREE);
+    }
+#endif
     block_ = spare.exchange(block_, std::memory_order_release);
   }
   std::free(block_);

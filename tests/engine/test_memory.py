@@ -126,7 +126,7 @@ def test_operands_are_left_alone(backend):
 
 PEAK = """
 import torch
-from contrastive_ops import info_nce
+from contrastive_ops import info_nce, nt_xent, sigmoid_loss
 
 def status(name):
     with open("/proc/self/status") as lines:
@@ -134,7 +134,7 @@ def status(name):
 
 def step(n, m):
     rows = [torch.randn(count, {width}, dtype={dtype}, requires_grad=True) for count in (n, m)]
-    info_nce(*rows, backend="{backend}", workspace_bytes={workspace}, {options}).{call}
+    {loss}(*rows, backend="{backend}", workspace_bytes={workspace}, {options}).{call}
     return rows
 
 step(512, 512)
@@ -148,7 +148,8 @@ print(status("VmHWM") - before)
 
 def peak_bytes(backend: str, n: int, m: int, width: int, workspace: int, **more: str) -> int:
     """What one step adds to a fresh process at its highest: operands and gradients included."""
-    fields = {"dtype": "torch.float32", "options": "", "call": "backward()"} | more
+    fields = {"dtype": "torch.float32", "options": "", "call": "backward()", "loss": "info_nce"}
+    fields |= more
     script = PEAK.format(backend=backend, n=n, m=m, width=width, workspace=workspace, **fields)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
@@ -183,6 +184,9 @@ def test_peak(bounded_backend):
         {"options": "symmetric=True", "dtype": "torch.bfloat16"},
         {"options": "reduction='none'", "call": "sum().backward()"},
         {"options": "false_negative_margin=0.1, label_smoothing=0.1, symmetric=True"},
+        {"options": "matryoshka_dims=(32, 16, 8, 4)"},
+        {"loss": "sigmoid_loss"},
+        {"loss": "nt_xent"},
     ],
 )
 def test_peak_of_options(more, bounded_backend):

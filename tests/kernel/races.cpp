@@ -55,6 +55,7 @@ struct Shape {
   int64_t rows, keys, negatives, own, dim;
   bool two_directions, ids, smoothing;
   int64_t workspace_bytes;
+  enum { pair_of_sets, one_set, pairwise, prefixes } kind = pair_of_sets;
 };
 
 // Sizes off every block's edge, several stripes and tiles of rows and columns.
@@ -66,6 +67,14 @@ const Shape kShapes[] = {
     {"every block", 301, 333, 77, 3, 24, false, true, true, 1 << 20},
     {"two directions with negatives and ids", 301, 333, 77, 0, 24, true, true, false, 1 << 20},
     {"one row", 1, 1, 0, 0, 8, true, false, false, 1 << 20},
+    {"one set", 610, 610, 0, 0, 40, false, true, true, 64 << 20, Shape::one_set},
+    {"one set, small workspace", 610, 610, 0, 0, 40, false, false, false, 1 << 16, Shape::one_set},
+    {"one pair of one set", 2, 2, 0, 0, 8, false, false, false, 1 << 20, Shape::one_set},
+    {"pairs", 611, 703, 77, 0, 40, false, true, false, 64 << 20, Shape::pairwise},
+    {"pairs, small workspace", 611, 703, 0, 0, 40, false, false, false, 1 << 16, Shape::pairwise},
+    {"prefixes", 611, 703, 77, 0, 40, false, true, true, 64 << 20, Shape::prefixes},
+    {"prefixes, small workspace", 611, 703, 0, 0, 40, false, false, false, 1 << 16,
+     Shape::prefixes},
 };
 
 using Bytes = std::vector<unsigned char>;
@@ -116,8 +125,14 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   Bytes x_grad(x.size()), key_grad(keys.size()), negative_grad(negatives.size());
   Bytes own_grad(own.size());
   std::vector<Acc> loss(shape.rows), column_loss(shape.rows);
-  std::vector<double> row(3 * shape.rows), column(3 * shape.keys);
-  double temperature_grad = 0;
+  const int64_t prefixes[] = {4, 10, 36, shape.dim};
+  const double prefix_weight[] = {1, -0.5, 2, 1};
+  const int64_t levels = shape.kind == Shape::prefixes ? 4 : 1;
+  std::vector<double> row(3 * shape.rows * levels), column(3 * shape.keys);
+  std::vector<int64_t> mutual(shape.rows);  // positives: 0 and 1, 2 and 3, ...
+  for (int64_t i = 0; i < shape.rows; ++i) mutual[i] = i ^ 1;
+  bool apart = false;
+  double temperature_grad = 0, bias_grad = 0;
 
   Problem<Acc> p;
   p.dtype = dtype;
@@ -152,19 +167,34 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
     p.keys.ids = key_ids.data();
     if (shape.negatives > 0) p.negatives.ids = negative_ids.data();
   }
+  if (shape.kind == Shape::one_set) {
+    p.one_set = true;
+    p.keys.y = p.x;
+    p.keys.ids = shape.ids ? row_ids.data() : nullptr;
+    p.positive = mutual.data();
+  }
+  if (shape.kind == Shape::pairwise) {
+    p.pairwise = true;
+    p.bias = Acc(-3);
+  }
+  if (shape.kind == Shape::prefixes) {
+    p.prefixes = prefixes;
+    p.prefix_weight = prefix_weight;
+    p.prefix_count = levels;
+    p.prefixes_apart = &apart;
+  }
   p.loss = loss.data();
   p.row = {row.data(), nullptr, nullptr};
-  if (shape.smoothing) {
-    p.row.sum = row.data() + shape.rows;
-    p.row.count = row.data() + 2 * shape.rows;
-  }
+  if (shape.smoothing || p.pairwise) p.row.sum = row.data() + shape.rows;
+  if (shape.smoothing) p.row.count = row.data() + 2 * shape.rows;
   if (shape.two_directions) {
     p.column_loss = column_loss.data();
     p.column = {column.data(), nullptr, nullptr};
   }
   auto ask_for_gradients = [&] {
     p.x_grad = x_grad.data();
-    p.keys.grad = key_grad.data();
+    if (!p.one_set) p.keys.grad = key_grad.data();
+    if (p.pairwise) p.bias_grad = &bias_grad;
     if (shape.negatives > 0) p.negatives.grad = negative_grad.data();
     if (shape.own > 0) p.own.grad = own_grad.data();
     p.temperature_grad = &temperature_grad;
@@ -185,6 +215,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   };
   append(loss.data(), loss.size() * sizeof(Acc));
   append(&temperature_grad, sizeof temperature_grad);
+  append(&bias_grad, sizeof bias_grad);
   append(x_grad.data(), shape.rows * shape.dim * element);
   append(key_grad.data(), shape.keys * shape.dim * element);
   append(negative_grad.data(), negative_grad.size());
@@ -193,6 +224,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   for (const Acc value : loss) {
     if (!std::isfinite(double(value))) all.clear();
   }
+  if (apart) all.clear();
   return all;
 }
 
