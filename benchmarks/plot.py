@@ -72,7 +72,7 @@ def draw_families(folder: Path) -> Path:
     figure, axes = plt.subplots(figsize=(11, 1.2 + 0.42 * len(peers)), layout="constrained")
     for place, (_, variant, ratio) in enumerate(peers):
         colour = next((c for name, c in _LIBRARIES.items() if variant.startswith(name)), "#888888")
-        axes.barh(place, ratio, color=colour, height=0.62, left=0)
+        axes.barh(place, ratio - 1, left=1, color=colour, height=0.62)
         axes.annotate(
             f"{ratio:.3g} ×",
             (max(ratio, 1.0), place),
