@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HELP = """\
 Measures contrastive-ops against dense PyTorch, torch.compile, F.linear_cross_entropy and
@@ -25,11 +26,22 @@ suites:
   small           N = 2 to 256, D = 32 to 768, forward alone and with the backward
   memory          peak memory up to N = 32768 at D = 128
   sweep           time and memory against batch size, for the plot
+  nt-xent, matryoshka, sigmoid, triplet, late-interaction, cosent
+                  one family each, against dense PyTorch, sentence-transformers and
+                  pytorch-metric-learning, with a plot of all that the folder holds
   mining          top-32 of 4096 x 100,000 x 384, hard negatives of 20,000 pairs, batch miners,
                   against faiss, torch, sentence-transformers and pytorch-metric-learning
 """
 
 _HERE = Path(__file__).resolve().parent
+
+
+class OtherSuite(NamedTuple):
+    """A suite whose rows are not those of :mod:`.suites`."""
+
+    title: str
+    measure: Callable[[bool, Callable[[str], None]], list[dict[str, Any]]]
+    summarize: Callable[[dict[str, Any]], str]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +83,11 @@ def default_output() -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the suites that were asked for."""
+    from . import families, mining
     from .suites import SUITES
 
-    known = [*SUITES, "mining"]
+    others = {"mining": mining.OTHER} | families.OTHERS
+    known = [*SUITES, *others]
     names = args.suite or known
     for name in names:
         if name not in known:
@@ -86,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in names:
-        _run_mining(args) if name == "mining" else _run_suite(name, args)
-    if (args.output / "sweep.json").is_file():
-        from .plot import draw_sweep
+        _run_other(name, others[name], args) if name in others else _run_suite(name, args)
+    from . import plot
 
-        print(f"plot: {draw_sweep(args.output)}")
+    if (args.output / "sweep.json").is_file():
+        print(f"plot: {plot.draw_sweep(args.output)}")
+    if any((args.output / f"{name}.json").is_file() for name in families.OTHERS):
+        print(f"plot: {plot.draw_families(args.output)}")
     return 0
 
 
@@ -126,27 +142,27 @@ def _run_suite(name: str, args: argparse.Namespace) -> None:
     print(f"  -> {target}")
 
 
-def _run_mining(args: argparse.Namespace) -> None:
+def _run_other(name: str, suite: OtherSuite, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from . import machine, mining
+    from . import machine
 
-    target = args.output / "mining.json"
+    target = args.output / f"{name}.json"
     facts = machine.describe()
     if args.resume and _is_done(target, facts["commit"], args.quick):
-        print(f"{mining.TITLE}: already in {target}")
+        print(f"{suite.title}: already in {target}")
         return
-    print(mining.TITLE)
+    print(suite.title)
     with tqdm(unit="call", file=sys.stdout, disable=None, leave=False) as bar:
 
         def say(text: str) -> None:
             bar.set_postfix_str(text)
             bar.update()
 
-        rows = mining.measure(args.quick, say)
+        rows = suite.measure(args.quick, say)
     for row in rows:
-        print(mining.summarize(row))
-    result = {"suite": "mining", "title": mining.TITLE, "quick": args.quick, **facts, "rows": rows}
+        print(suite.summarize(row))
+    result = {"suite": name, "title": suite.title, "quick": args.quick, **facts, "rows": rows}
     write_json(target, result)
     print(f"  -> {target}")
 

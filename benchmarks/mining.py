@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .command import OtherSuite
 from .timing import Times, interleave
 
-TITLE = "Mining: top-k, hard negatives, in-batch miners"
 Row = dict[str, Any]
 Say = Callable[[str], None]
 _OURS = "contrastive-ops"
@@ -283,6 +283,8 @@ def _row(case: Row, name: str, times: Times, base: str = _OURS) -> Row:
 def _missing(case: Row, name: str, error: ImportError) -> Row:
     return {"case": dict(case), "variant": name, "ours": False, "unavailable": str(error)}
 
+
+OTHER = OtherSuite("Mining: top-k, hard negatives, in-batch miners", measure, summarize)
 
 if __name__ == "__main__":
     main()

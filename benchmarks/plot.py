@@ -51,6 +51,69 @@ def draw_sweep(folder: Path) -> Path:
     return target
 
 
+def draw_families(folder: Path) -> Path:
+    """Draws ``families.png``: how many times as long as ours each peer takes; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    from .report import FAMILIES
+
+    files = [folder / f"{name}.json" for name in FAMILIES]
+    suites = [json.loads(path.read_text()) for path in files if path.is_file()]
+    peers = [
+        (row["what"], row["variant"], row["ratio_to_ours"])
+        for suite in suites
+        for row in suite["rows"]
+        if not row["ours"] and "seconds" in row
+    ]
+    figure, axes = plt.subplots(figsize=(11, 1.2 + 0.42 * len(peers)), layout="constrained")
+    for place, (_, variant, ratio) in enumerate(peers):
+        colour = next((c for name, c in _LIBRARIES.items() if variant.startswith(name)), "#888888")
+        axes.barh(place, ratio - 1, left=1, color=colour, height=0.62)
+        axes.annotate(
+            f"{ratio:.3g} ×",
+            (max(ratio, 1.0), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(peers)), [f"{what}\n{variant}" for what, variant, _ in peers])
+    axes.tick_params(axis="y", labelsize=8, length=0)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.5, *(r for *_, r in peers)) * 0.9, max(r for *_, r in peers) * 2.2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.axvline(1, color="#d1495b", linewidth=1.6)
+    axes.set_title("Time of forward + backward over ours", loc="left", fontsize=11)
+    machine = suites[0]["machine"]
+    axes.set_xlabel(
+        f"times as long as contrastive-ops (red line: 1; float32; {machine['cpu']}, "
+        f"{machine['threads']} threads)",
+        fontsize=9,
+        color="#444444",
+    )
+    axes.grid(True, axis="x", which="major", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    target = folder / "families.png"
+    partial = target.with_suffix(".partial")
+    figure.savefig(partial, dpi=160, format="png")
+    plt.close(figure)
+    os.replace(partial, target)
+    return target
+
+
+_LIBRARIES = {
+    "PyTorch": "#30638e",
+    "sentence-transformers": "#e09f3e",
+    "pytorch-metric-learning": "#7a9e3b",
+}
+
+
 def _draw(axes: Any, rows: list[dict[str, Any]], field: str, factor: float, unit: str) -> None:
     """One panel: a line for every variant."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator

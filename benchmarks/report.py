@@ -20,6 +20,8 @@ _HERE = Path(__file__).resolve().parent
 README = _HERE.parent / "README.md"
 RESULTS = _HERE / "results"
 
+FAMILIES = ("nt-xent", "matryoshka", "sigmoid", "triplet", "late-interaction", "cosent")
+
 Results = dict[str, Any]
 Row = dict[str, Any]
 
@@ -69,6 +71,12 @@ def render(results: dict[str, Results]) -> str:
         parts.append(small_batches(results["small"]))
     if "memory" in results:
         parts.append(large_batches(results["memory"]))
+    if any(name in results for name in FAMILIES):
+        parts.append(families([results[name] for name in FAMILIES if name in results]))
+        parts.append(
+            "![Time of dense PyTorch and of other libraries over ours, family by family]"
+            "(benchmarks/results/families.png)"
+        )
     if "sweep" in results:
         case = results["sweep"]["rows"][0]["case"]
         parts.append(
@@ -155,6 +163,35 @@ def large_batches(results: Results) -> str:
     return "\n".join(lines)
 
 
+def families(suites: list[Results]) -> str:
+    """Each objective against its peers."""
+    lines = [
+        "**Other objectives, float32**: forward + backward, inputs as after training",
+        "",
+        "| objective | ours | against | theirs | × ours | error of loss, gradient: ours; theirs "
+        "| memory: ours; theirs |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for rows in (value["rows"] for value in suites):
+        for what in dict.fromkeys(row["what"] for row in rows):
+            ours, *others = [row for row in rows if row["what"] == what]
+            for row in others:
+                lines.append(_against(what, ours, row))
+                what = ""
+    return "\n".join(lines)
+
+
+def _against(what: str, ours: Row, row: Row) -> str:
+    start = f"| {what} | {_seconds(ours) if what else ''} | {row['variant']} "
+    if "seconds" not in row:
+        return f"{start}| – | – | {_errors(ours)}; – | {_memory(ours)}; {_memory(row)} |"
+    theirs = _errors(row) if row["errors"] else "–"
+    return (
+        f"{start}| {_seconds(row)} | {row['ratio_to_ours']:.2f} | {_errors(ours)}; {theirs} "
+        f"| {_memory(ours)}; {_memory(row)} |"
+    )
+
+
 def provenance(results: dict[str, Results]) -> str:
     """Machine, versions and commits, in one paragraph."""
     notes = []
@@ -171,7 +208,7 @@ def _facts(results: Results) -> str:
     machine, versions = results["machine"], results["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}"
-        for name in ("torch", "sentence-transformers")
+        for name in ("torch", "sentence-transformers", "pytorch-metric-learning")
         if name in versions
     )
     sets = machine["instruction_sets"]

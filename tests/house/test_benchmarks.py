@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -11,7 +12,16 @@ import pytest
 import torch
 
 from contrastive_ops import cli
-from contrastive_ops.benchmarks import cases, command, machine, measure, memory, oracle, timing
+from contrastive_ops.benchmarks import (
+    cases,
+    command,
+    families,
+    machine,
+    measure,
+    memory,
+    oracle,
+    timing,
+)
 from contrastive_ops.benchmarks.cases import Case
 from contrastive_ops.benchmarks.suites import SUITES, Suite
 from contrastive_ops.benchmarks.variants import (
@@ -174,6 +184,41 @@ def test_peak_is_what_a_cpu_can_do():
     if peak.gflops() is None:
         pytest.skip("without the compiled library")
     assert 1 < peak.gflops() < 1e5
+
+
+@pytest.mark.parametrize("name", families.SUITES)
+def test_families_compute_the_same_loss(name):
+    for comparison in families.SUITES[name][1](True):
+        small = dataclasses.replace(comparison, case=comparison.case | {"n": 24})
+        exact = families.solve(small)
+        assert math.isfinite(exact[0])
+        for variant_name, variant in small.variants.items():
+            try:
+                run = families.Step(variant.build(small.case), small.leaves(small.case))
+            except Unavailable:
+                continue
+            if not variant_name.endswith("one width"):
+                assert max(families.errors(run, exact).values()) < 2e-5, variant_name
+
+
+def test_a_family_from_the_command_to_the_plot(tmp_path, monkeypatch, capsys):
+    comparisons = families.SUITES["cosent"][1](True)
+    small = [dataclasses.replace(c, case=c.case | {"n": 32}) for c in comparisons]
+    monkeypatch.setitem(families.SUITES, "cosent", ("CoSENT", lambda quick: small))
+    assert cli.main(["bench", "--quick", "--suite", "cosent", "--output", str(tmp_path)]) == 0
+    assert "CoSENT, 512 scores" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "cosent.json").read_text())["rows"]
+    assert rows[0]["ours"]
+    assert rows[0]["ratio_to_ours"] == 1.0
+    dense = rows[1]
+    assert dense["errors"]["loss"] < 1e-5
+    assert dense["peak_memory_bytes"] > 512 * 512 * 4  # the child's case is that of the suite
+    assert (tmp_path / "families.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_of_a_family_fails_in_one_line():
+    with pytest.raises(RuntimeError, match="memory of 'nobody' failed"):
+        families._measure_memory("cosent", 0, "nobody", True)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -81,6 +81,36 @@ def test_tables_hold_the_measured_numbers():
     assert "sweep.png" not in text
 
 
+def family(name, what, ours, theirs):
+    rows = [row("contrastive-ops", ours, 1.0, ours=True), row(name, theirs, theirs / ours)]
+    rows.append({"variant": "B x B x B", "ours": False, "unavailable": "needs 99 GiB"})
+    return {"title": what, "rows": [{"what": what} | x for x in rows], **FACTS}
+
+
+def test_families_are_one_table():
+    text = report.render(
+        {
+            "triplet": family("their triplets", "Triplets, B = 64", 0.002, 0.5),
+            "nt-xent": family("their views", "NT-Xent, 2 x 64 views", 0.004, 0.006),
+        }
+    )
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert lines[1].startswith("| NT-Xent, 2 x 64 views | 4 ms | their views | 6 ms | 1.50 |")
+    assert lines[2].startswith(
+        "|  |  | B x B x B | – | – | 1e-08, 2e-07; – | 300 MiB; does not fit"
+    )
+    assert lines[3].startswith("| Triplets, B = 64 | 2 ms | their triplets | 500 ms | 250.00 |")
+    assert "families.png" in text
+    assert "families.png" not in report.render(results())
+
+
+def test_plot_of_families(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = family("PyTorch, dense", "Triplets", 0.002, 0.5)
+    (tmp_path / "triplet.json").write_text(json.dumps(found))
+    assert plot.draw_families(tmp_path).stat().st_size > 8_000
+
+
 def test_the_plot_is_shown_where_there_is_one():
     sweep = {"title": "Sweep", "rows": [row("x", 1, 1)], **FACTS}
     text = report.render(results() | {"sweep": sweep})
