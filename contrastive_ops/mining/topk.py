@@ -50,7 +50,7 @@ def topk_similarity(
             a time), or an iterable of blocks.
         k: 1 <= k <= M.
         normalize: cosine similarity if True, dot products of the rows as they are if False. int8
-            rows with ``normalize=False`` have exact integer products.
+            rows with ``normalize=False`` have integer products, exact up to 2**24.
         metric: ``"dot"``, or ``"l2"``, for which a score is minus the squared Euclidean distance.
             Packed bits always score minus their Hamming distance.
         exclude: int64 (N,) or (N, E) indices into the corpus that a query leaves out, -1 pads.
