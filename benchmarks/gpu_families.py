@@ -6,7 +6,7 @@ A new one is a module with `plans` and `cases` and a line here; its tile kernels
 
 from __future__ import annotations
 
-from . import gpu_checks, gpu_softmax
+from . import gpu_checks, gpu_softmax, gpu_tokens
 from .gpu_cases import Family
 
 FAMILIES = (
@@ -16,5 +16,12 @@ FAMILIES = (
         gpu_softmax.cases,
         share=6,
         checks=gpu_checks.device_checks,
+    ),
+    Family(
+        "token_similarity",
+        gpu_tokens.plans,
+        gpu_tokens.cases,
+        share=1,
+        checks=gpu_tokens.device_checks,
     ),
 )

@@ -23,7 +23,7 @@ SINGLE = [torch.float32, torch.bfloat16, torch.float16]
 HALF = SINGLE[1:]
 
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES: tuple[str, ...] = ("checks_tokens",)
 """Modules beside this one, one a kernel family, each with `all_checks`."""
 
 
