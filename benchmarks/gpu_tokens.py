@@ -104,7 +104,7 @@ def _variants(dense: bool) -> dict[str, Loss]:
         return found
 
     def theirs(query: Tensor, key: Tensor) -> Tensor:
-        return _nce(peer(F.normalize(query, dim=2), F.normalize(key, dim=2)))
+        return _nce(peer(query, key, normalize=True))
 
     found["late-interaction-kernels"] = theirs
     return found
