@@ -6,7 +6,7 @@ A new one is a module with `plans` and `cases` and a line here; its tile kernels
 
 from __future__ import annotations
 
-from . import gpu_checks, gpu_selection, gpu_softmax
+from . import gpu_checks, gpu_selection, gpu_softmax, gpu_tokens
 from .gpu_cases import Family
 
 FAMILIES = (
@@ -23,5 +23,12 @@ FAMILIES = (
         gpu_selection.cases,
         share=1,
         checks=gpu_selection.device_checks,
+    ),
+    Family(
+        "token_similarity",
+        gpu_tokens.plans,
+        gpu_tokens.cases,
+        share=1,
+        checks=gpu_tokens.device_checks,
     ),
 )

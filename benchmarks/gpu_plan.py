@@ -213,11 +213,26 @@ def _selection_work(columns: str, target: str) -> Callable[[dict[str, Any]], Wor
     return work
 
 
+def _token_work(a: dict[str, Any]) -> Work:
+    """One program meets a whole document, tile after tile; an integer order and two maxima."""
+    m, depth = a["BLOCK_M"], a["depth"]
+    n = math.ceil(a["width"] / a["BLOCK_N"]) * a["BLOCK_N"]
+    return Work(
+        flops=2.0 * m * n * depth,
+        l2_bytes=float((m * n / a["BLOCK_N"] + n) * depth * itemsize(a["x"])),
+        elements=m * n,
+        exponentials=0,
+        operations=10,
+        written=_bytes(a["best"]) + _bytes(a["where"]),
+    )
+
+
 TILE_KERNELS: dict[str, Callable[[dict[str, Any]], Work]] = {
     "statistics": _softmax_work(8, "kept"),
     "coefficients": _softmax_work(9, "z"),
     "group_maxima": _selection_work("BLOCK_N", "most"),
     "group_values": _selection_work("WIDTH", "values"),
+    "token_maxima": _token_work,
 }
 """Kernels that have to use the tensor cores, by name: their work from a launch's arguments. Every
 other kernel counts as row-wise."""

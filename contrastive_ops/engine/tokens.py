@@ -176,6 +176,10 @@ def _backward(*args: Any) -> list[Tensor]:
 
 
 def _module(name: str) -> Any:
+    if name == "triton":
+        from .gpu import tokens
+
+        return tokens
     return tokens_torch
 
 

@@ -16,14 +16,16 @@ OWN_ROWS = 128
 
 
 @torch.no_grad()
-def nearest_outside(rows: Tensor, first: Tensor, end: Tensor, workspace_bytes: int) -> Tensor:
+def nearest_outside(
+    rows: Tensor, first: Tensor, end: Tensor, workspace_bytes: int, backend: str | None = None
+) -> Tensor:
     """(N,) for each row the row nearest to it outside its own range [first, end).
 
     ``rows`` are sorted by class. Distances are symmetric: each block of rows only meets the rows
     from itself on, and what it finds serves both sides. The maxima say in which block the nearest
     row is; that block is met once more to find it there. The first of equals wins within a block.
     """
-    if neighbours.available(rows):
+    if neighbours.available(rows, backend):
         rows = wide(rows) - wide(rows).mean(0)
         found, _ = neighbours.closest_of_another_label(
             rows, first.to(torch.int32), workspace_bytes=workspace_bytes

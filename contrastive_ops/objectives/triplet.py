@@ -123,7 +123,7 @@ def triplet_margin(
         ordered = rows.detach()[found.order]
         spans = (ordered, found.first, found.end)
         near = extreme_within(*spans, mining == "hard", room)
-        far = nearest_outside(*spans, room)
+        far = nearest_outside(*spans, room, backend)
         # From sorted places back to the rows as given.
         partner = torch.empty_like(near), torch.empty_like(far)
         partner[0][found.order], partner[1][found.order] = found.order[near], found.order[far]

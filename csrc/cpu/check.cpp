@@ -100,16 +100,22 @@ void check(const TokenProblem<Acc>& p) {
   }
   require(p.where && (p.scores || p.grad), "there is nowhere to write to");
   if (!p.grad) return;
-  const int64_t pairs = p.queries.count * p.documents.count, length = p.queries.length;
-  for (int64_t i = 0; i < pairs * length; ++i) {
-    require(p.where[i] >= -1 && p.where[i] < p.documents.length, "a token is out of range");
-    if (p.where[i] < 0) continue;
-    const int64_t query = i / (p.documents.count * length);
-    const int64_t document = i / length % p.documents.count;
-    require(!p.queries.mask || p.queries.mask[query * length + i % length],
-            "a query's masked token has a maximum");
-    require(!p.documents.mask || p.documents.mask[document * p.documents.length + p.where[i]],
-            "a maximum is at a masked token");
+  const int64_t length = p.queries.length, width = p.documents.length;
+  const int32_t* at = p.where;
+  for (int64_t query = 0; query < p.queries.count; ++query) {
+    for (int64_t document = 0; document < p.documents.count; ++document, at += length) {
+      bool inside = true;
+      for (int64_t i = 0; i < length; ++i) inside &= at[i] >= -1 && at[i] < width;
+      require(inside, "a token is out of range");
+      const bool* there = p.queries.mask ? p.queries.mask + query * length : nullptr;
+      const bool* theirs = p.documents.mask ? p.documents.mask + document * width : nullptr;
+      if (!there && !theirs) continue;
+      for (int64_t i = 0; i < length; ++i) {
+        if (at[i] < 0) continue;
+        require((!there || there[i]) && (!theirs || theirs[at[i]]),
+                "a maximum is at a masked token");
+      }
+    }
   }
 }
 

@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "cpu/flush.h"
+#include "cpu/neighbours.h"
 #include "cpu/parallel.h"
 #include "cpu/problem.h"
+#include "cpu/tokens.h"
 
 namespace {
 int thread_count = 1;
@@ -244,6 +246,101 @@ int compare(const Shape& shape, DType dtype, const char* dtype_name) {
   return failures;
 }
 
+template <class T>
+void append(Bytes& all, const std::vector<T>& values) {
+  const auto* from = reinterpret_cast<const unsigned char*>(values.data());
+  all.insert(all.end(), from, from + values.size() * sizeof(T));
+}
+
+// MaxSim forward and backward, some tokens masked.
+template <class Acc>
+Bytes solve_tokens(DType dtype, int threads) {
+  constexpr int64_t n = 23, m = 9, length = 31, width = 45, dim = 40;
+  thread_count = threads;
+  std::mt19937 random(5);
+  const Bytes x = matrix(dtype, n * length, dim, random), y = matrix(dtype, m * width, dim, random);
+  bool x_mask[n * length], y_mask[m * width];
+  for (bool& there : x_mask) there = random() % 4 > 0;
+  for (bool& there : y_mask) there = random() % 4 > 0;
+  std::vector<Acc> scores(n * m), grad(n * m, Acc(0.5));
+  std::vector<int32_t> where(n * m * length);
+  Bytes x_grad(x.size()), y_grad(y.size());
+  contrastive_ops::TokenProblem<Acc> p;
+  p.dtype = dtype;
+  p.dim = dim;
+  p.queries = {x.data(), n, length, length * dim, dim, x_mask, nullptr};
+  p.documents = {y.data(), m, width, width * dim, dim, y_mask, nullptr};
+  p.workspace_bytes = 1 << 14;
+  p.scores = scores.data();
+  p.where = where.data();
+  token_similarity(p);
+  p.grad = grad.data();
+  p.queries.grad = x_grad.data();
+  p.documents.grad = y_grad.data();
+  token_similarity(p);
+  Bytes all;
+  append(all, scores);
+  append(all, where);
+  append(all, x_grad);
+  append(all, y_grad);
+  return all;
+}
+
+// Nearest rows of other labels with a bound in each slot, and the gradient of their distances.
+template <class Acc>
+Bytes solve_neighbours(DType dtype, int threads) {
+  constexpr int64_t n = 611, dim = 37, slots = 5;
+  thread_count = threads;
+  std::mt19937 random(6);
+  const Bytes x = matrix(dtype, n, dim, random);
+  std::vector<int32_t> label(n), bound(slots * n), closest(slots * n), farthest(n);
+  for (int32_t& l : label) l = int32_t(random() % 90);
+  for (int32_t& b : bound) b = int32_t(random() % n);
+  contrastive_ops::NeighbourProblem<Acc> p;
+  p.rows = n;
+  p.dim = p.stride = dim;
+  p.x = reinterpret_cast<const Acc*>(x.data());
+  p.label = label.data();
+  p.slots = slots;
+  p.bound = bound.data();
+  p.closest = closest.data();
+  p.farthest = farthest.data();
+  p.workspace_bytes = 1 << 20;
+  neighbours(p);
+  std::vector<int64_t> left(n), right(farthest.begin(), farthest.end());
+  for (int64_t i = 0; i < n; ++i) left[i] = i;
+  std::vector<Acc> weight(n, Acc(1)), squares(n), grad(n * dim);
+  contrastive_ops::PairProblem<Acc> pair;
+  pair.rows = pair.pairs = n;
+  pair.dim = pair.stride = dim;
+  pair.x = p.x;
+  pair.left = left.data();
+  pair.right = right.data();
+  pair.squares = squares.data();
+  pairs(pair);
+  pair.squares = nullptr;
+  pair.weight = weight.data();
+  pair.grad = grad.data();
+  pairs(pair);
+  Bytes all;
+  append(all, closest);
+  append(all, farthest);
+  append(all, squares);
+  append(all, grad);
+  return all;
+}
+
+int compare_maxima(const char* name, DType dtype, Bytes (*solve)(DType, int)) {
+  const Bytes alone = solve(dtype, 1);
+  int failures = 0;
+  for (const int threads : {2, 5}) {
+    if (solve(dtype, threads) == alone) continue;
+    std::printf("%s, %s: other bits at %d threads\n", contrastive_ops::current_isa(), name, threads);
+    ++failures;
+  }
+  return failures;
+}
+
 }  // namespace
 
 int main() {
@@ -257,6 +354,12 @@ int main() {
       failures += compare<float>(shape, DType::float16, "float16");
       failures += compare<double>(shape, DType::float64, "float64");
     }
+    for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+      failures += compare_maxima("tokens", dtype, solve_tokens<float>);
+    }
+    failures += compare_maxima("tokens, float64", DType::float64, solve_tokens<double>);
+    failures += compare_maxima("neighbours", DType::float32, solve_neighbours<float>);
+    failures += compare_maxima("neighbours, float64", DType::float64, solve_neighbours<double>);
     std::printf("%s: %zu problems in four dtypes at 1, 2 and 5 threads\n", names[isa],
                 sizeof kShapes / sizeof *kShapes);
   }
