@@ -87,7 +87,7 @@ def select(
         first=block.first,
         k=k,
         capacity=plan.capacity,
-        exclude=exclude and exclude.index.contiguous(),
+        exclude=None if exclude is None else exclude.index.contiguous(),
         column_label=block.labels and block.labels[1],
         y_factor=torch.empty(m, dtype=torch.float64, device=device),
     )
@@ -138,7 +138,9 @@ class _Stripe:
             x=query,
             rows=len(query),
             padded_rows=padded,
-            exclude_begin=exclude and exclude.begin[part.start : part.stop + 1].contiguous(),
+            exclude_begin=None
+            if exclude is None
+            else exclude.begin[part.start : part.stop + 1].contiguous(),
             row_label=block.labels and block.labels[0][part],
             limit=None if block.upper is None else block.upper[part].contiguous(),
         )
