@@ -112,7 +112,7 @@ def _variants() -> dict[str, Loss]:
     return {
         "ours": ours,
         **({"ours, CUDA C++": by_cuda} if kernels is not None else {}),
-        "ours, 2 GiB": partial(ours, workspace_bytes=2 << 30),
+        "ours, 4 GiB": partial(ours, workspace_bytes=4 << 30),
         "product alone": product,
         "product and topk": topk,
     }

@@ -33,6 +33,7 @@ def step(problem: SimilarityProblem, operands: Operands) -> object:
         operands.negatives is not None,
         operands.own_negatives is not None,
         operands.temperature is not None,
+        operands.bias is not None,
     )
     return gpu.total(problem, operands, 1.0 / operands.query.shape[0], wanted)
 

@@ -140,6 +140,7 @@ def run_seed(study: Study, seed: int, arms: Iterable[str]) -> dict[str, Any]:
     cache = TokenCache(train_tokenizer(texts, vocabulary=SETTINGS["vocabulary"]))
     model = build_encoder(cache, pairs.corpus, dim=SETTINGS["dim"], seed=seed)
     model[0].preprocess = cache
+    model.model_card_data.widget = [{"text": pairs.queries[0]}]  # else the trainer seeks examples
     results: dict[str, Any] = {"untrained": study.score(model)}
     train(study, model, None, SETTINGS["first_epochs"], seed)
     results["start"] = study.score(model)

@@ -7,12 +7,13 @@ dX = Z Y and dY = Z^T X on the prepared rows, with one rounding and no scaled co
 import triton
 import triton.language as tl
 
-from .rows import LOG2E, load_scale
+from .logits import tile_logits
+from .rows import load_scale
 from .statistics import RUN_TIME
-from .tile import above_guide, is_bounded, place, product, screened, store_tile
+from .tile import is_bounded, place, store_tile
 
 
-@triton.jit(do_not_specialize=[*RUN_TIME, "column_begin"])
+@triton.jit(do_not_specialize=RUN_TIME)
 def coefficients(
     x,
     y,
@@ -27,7 +28,6 @@ def coefficients(
     guide_threshold,
     bias,
     limit,
-    reference,
     row_offset,
     row_amount,
     row_even,
@@ -36,7 +36,6 @@ def coefficients(
     column_even,
     factor,
     z,
-    slope,
     log2_count,
     group_log_weight,
     row_begin,
@@ -52,7 +51,9 @@ def coefficients(
     guide_depth,
     z_stride,
     DIAGONAL: tl.constexpr,
+    TRIANGLE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
+    UNIT: tl.constexpr,
     SCALE_IS_TENSOR: tl.constexpr,
     FACTOR_IS_TENSOR: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -68,8 +69,8 @@ def coefficients(
 ):
     """z (rows, z_stride) for rows [row_begin, row_end) x columns [column_begin, column_end).
 
-    BOUNDED: all offsets are the same, one exponential serves both directions. `slope`
-    (tiles across, rows): sums of coefficient * (similarity - reference). `factor` scales z.
+    BOUNDED: all offsets are the same, one exponential serves both directions. `factor` scales z.
+    TRIANGLE: one set against itself; z is 0 on the diagonal and below.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
@@ -83,76 +84,52 @@ def coefficients(
     columns = column + tl.arange(0, BLOCK_N)
     row_inside = rows < row_end
     column_inside = columns < column_end
-    if guide_x is not None:
-        near = above_guide(
-            guide_x,
-            guide_y,
-            guide_threshold,
-            rows,
-            row,
-            column,
-            row_end,
-            column_end,
-            guide_depth,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-            GUIDE_PRECISION,
-        )
-    total = product(
+    _, rx, ry, logit, column_logit = tile_logits(
         x,
         y,
+        inverse_x,
+        inverse_y,
+        scale,
+        index,
+        row_ids,
+        column_ids,
+        guide_x,
+        guide_y,
+        guide_threshold,
+        bias,
+        limit,
+        group_log_weight,
+        0.0,
         row,
         column,
         row_end,
         column_end,
+        row_count,
+        column_count,
+        positives,
+        ids,
+        group,
         depth,
+        guide_depth,
+        DIAGONAL,
+        TRIANGLE,
+        HAS_GROUP,
+        UNIT,
+        False,
+        column_amount is not None,
+        PRECISION,
+        GUIDE_PRECISION,
+        BULK,
         BLOCK_M,
         BLOCK_N,
         BLOCK_K,
-        PRECISION,
-        BULK,
     )
-    rx = tl.load(inverse_x + rows, mask=row_inside, other=0.0)
-    ry = tl.load(inverse_y + columns, mask=column_inside, other=0.0)
-    logit = total * (rx * (scale * LOG2E))[:, None] * ry[None, :]
-    if bias is not None:
-        logit += LOG2E * tl.load(bias + columns, mask=column_inside, other=0.0)[None, :]
-    if HAS_GROUP:
-        mine = (columns // group)[None, :] == rows[:, None]
-        logit = tl.where(mine, logit + group_log_weight * LOG2E, logit)
-    logit = screened(
-        logit,
-        rows,
-        columns,
-        row_end,
-        column_end,
-        index,
-        positives,
-        row_ids,
-        column_ids,
-        ids,
-        row_count,
-        column_count,
-        DIAGONAL,
-    )
-    if guide_x is not None:
-        logit = tl.where(near, -float("inf"), logit)
 
     m = tl.load(row_offset + rows, mask=row_inside, other=0.0)
     a = tl.load(row_amount + rows, mask=row_inside, other=0.0)
     both: tl.constexpr = column_amount is not None
     # Where both directions keep the same pairs and share their offset, they share the exponential.
     merged: tl.constexpr = both and BOUNDED and limit is None and row_even is None
-    column_logit = logit
-    if limit is not None:
-        similarity = total * rx[:, None] * ry[None, :]
-        row_limit = tl.load(limit + rows, mask=row_inside, other=0.0)
-        logit = tl.where(similarity > row_limit[:, None], -float("inf"), logit)
-        if both:
-            column_limit = tl.load(limit + columns, mask=columns < row_count, other=float("inf"))
-            beyond = similarity > column_limit[None, :]
-            column_logit = tl.where(beyond, -float("inf"), column_logit)
     if both:
         n = tl.load(column_offset + columns, mask=column_inside, other=0.0)
         b = tl.load(column_amount + columns, mask=column_inside, other=0.0)
@@ -172,23 +149,6 @@ def coefficients(
             if column_even is not None:
                 even = tl.load(column_even + columns, mask=column_inside, other=0.0)
                 back -= tl.where(column_logit != -float("inf"), even[None, :], 0.0)
-    if slope is not None:
-        similarity = total * rx[:, None] * ry[None, :]
-        ref = tl.load(reference + rows, mask=row_inside, other=0.0)
-        if both:
-            column_ref = tl.load(reference + columns, mask=columns < row_count, other=0.0)
-        if merged:
-            lever = e * (
-                a[:, None] * (similarity - ref[:, None])
-                + b[None, :] * (similarity - column_ref[None, :])
-            )
-        else:
-            lever = part * (similarity - ref[:, None])
-            if both:
-                lever += back * (similarity - column_ref[None, :])
-        lever = tl.where(column_inside[None, :], lever, 0.0)
-        at_slope = slope + tile_n.to(tl.int64) * (row_end - row_begin) + (rows - row_begin)
-        tl.store(at_slope, tl.sum(lever, 1), mask=row_inside)
     if not merged:
         if both:
             part += back

@@ -22,11 +22,21 @@ def log1p(u):
 
 @triton.jit
 def log_add(x, y):
-    """log(e**x + e**y), also where one of them or both are -inf."""
-    high = tl.maximum(x, y)
+    """log(e**x + e**y), also where one of them or both are -inf; NaN where one is.
+
+    A GPU's maximum and minimum drop a NaN.
+    """
+    high = tl.where(x > y, x, y)
+    low = tl.where(x > y, y, x)
     empty = high == -float("inf")
-    gap = tl.where(empty, 0.0, tl.minimum(x, y) - tl.where(empty, 0.0, high))
-    return tl.where(empty, high, high + log1p(tl.exp(gap)))
+    gap = tl.where(empty, 0.0, low - tl.where(empty, 0.0, high))
+    return tl.where(empty, high + low, high + log1p(tl.exp(gap)))
+
+
+@triton.jit
+def share_of(part, whole):
+    """e**(part - whole), 0 where there is nothing."""
+    return tl.where(part == -float("inf"), 0.0, tl.exp(part - whole))
 
 
 @triton.jit(do_not_specialize=["tiles", "begin", "count", "whole"])
@@ -45,12 +55,14 @@ def close(
     RANGE: tl.constexpr,
     STATIC: tl.constexpr,
     SMOOTHING: tl.constexpr,
+    LEVER: tl.constexpr,
     RUNNING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """state (3, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
-    log-sum-exp, logits kept, their sum. RUNNING adds to what is there. CHECK: see
-    `statistics`."""
+    """state (5, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
+    log-sum-exp, logits kept, their sum, the mean of similarity - reference under their softmax, its
+    sum over the logits kept. RUNNING adds to what is there. CHECK: see `statistics`.
+    """
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
             return
@@ -69,28 +81,50 @@ def close(
     total = tl.zeros((BLOCK,), tl.float64)
     kept = total
     logits = total
+    lever = total
+    level = total
     shift = tl.where(top == -float("inf"), 0.0, top)
     for t in range(tiles):
         here = at + t * stride
         part = tl.load(here, mask=inside, other=0.0).to(tl.float64)
         if not STATIC:
             # Whole numbers apart: an exact power of two.
-            part *= tl.exp2(tl.load(here + plane, mask=inside, other=0.0) - shift).to(tl.float64)
+            power = tl.exp2(tl.load(here + plane, mask=inside, other=0.0) - shift).to(tl.float64)
+            part *= power
         total += part
+        if LEVER:
+            part = tl.load(here + 4 * plane, mask=inside, other=0.0).to(tl.float64)
+            if not STATIC:
+                part *= power
+            lever += part
+            if SMOOTHING:
+                level += tl.load(here + 5 * plane, mask=inside, other=0.0).to(tl.float64)
         if SMOOTHING:
             kept += tl.load(here + 2 * plane, mask=inside, other=0.0).to(tl.float64)
             logits += tl.load(here + 3 * plane, mask=inside, other=0.0).to(tl.float64)
     lse = tl.log(total) + shift.to(tl.float64) * LN2
+    lever = tl.where(total == 0, 0.0, lever / tl.where(total == 0, 1.0, total))
     out = state + begin + local
     if RUNNING:
-        lse = log_add(lse, tl.load(out, mask=inside, other=0.0))
+        before = tl.load(out, mask=inside, other=0.0)
+        both = log_add(lse, before)
+        if LEVER:
+            lever *= share_of(lse, both)
+            lever += share_of(before, both) * tl.load(out + 3 * whole, mask=inside, other=0.0)
+        lse = both
         if SMOOTHING:
             kept += tl.load(out + whole, mask=inside, other=0.0)
             logits += tl.load(out + 2 * whole, mask=inside, other=0.0)
+            if LEVER:
+                level += tl.load(out + 4 * whole, mask=inside, other=0.0)
     tl.store(out, lse, mask=inside)
+    if LEVER:
+        tl.store(out + 3 * whole, lever, mask=inside)
     if SMOOTHING:
         tl.store(out + whole, kept, mask=inside)
         tl.store(out + 2 * whole, logits, mask=inside)
+        if LEVER:
+            tl.store(out + 4 * whole, level, mask=inside)
 
 
 @triton.jit
@@ -98,7 +132,7 @@ def cross_entropy(relative, positive_lse):
     """Loss and the negatives' share of all probability; both arguments relative to the mean
     positive."""
     loss = log_add(relative, positive_lse)
-    return loss, tl.where(relative == -float("inf"), 0.0, tl.exp(relative - loss))
+    return loss, share_of(relative, loss)
 
 
 @triton.jit
@@ -109,7 +143,8 @@ def offset_and_amount(lse, weight, offset, static):
     # inf: nothing that is empty, whatever its logits, has a coefficient.
     m = tl.where(static, base2 * 0.0 + offset, tl.where(empty, float("inf"), tl.ceil(base2)))
     # Below the static range there is only a positive with a margin: 0 times this is to be 0.
-    gap = tl.minimum(tl.where(empty, 0.0, m - base2), 126.0)
+    gap = tl.where(empty, 0.0, m - base2)
+    gap = tl.where(gap > 126.0, 126.0, gap)  # unlike a minimum, keeps NaN
     return m, tl.where(empty, 0.0, weight * tl.exp2(gap))
 
 
@@ -145,13 +180,14 @@ def settle(
     SCALE_IS_TENSOR: tl.constexpr,
     WEIGHT_IS_TENSOR: tl.constexpr,
     SMOOTHING: tl.constexpr,
+    LEVER: tl.constexpr,
     STATIC: tl.constexpr,
     CHECK: tl.constexpr,
     RANGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Entries [begin, end): losses, weighted losses; offsets and amounts of rows and columns; the
-    gradient by the positives' logits (N, P); what the positives add to 1 / temperature's.
+    gradient by the positives' logits (N, P); what each row adds to 1 / temperature's.
 
     `share` of a row's weight counts for each direction. STATIC: offsets are the static one (with
     CHECK, if the scale allows it).
@@ -201,6 +237,11 @@ def settle(
             positive_sum += tl.where(given, tl.exp(tl.where(given, logit - top, 0.0)), 0.0)
         positive_lse = tl.where(count > 0, tl.log(positive_sum) + (top - mean), positive_lse)
     loss, negatives_share = cross_entropy(lse - mean, positive_lse)
+    turn = zero
+    if LEVER:
+        turn = negatives_share * tl.load(row_state + 3 * rows + i, mask=row_inside, other=0.0)
+        if positives == 0:
+            turn = tl.load(row_state + 3 * rows + i, mask=row_inside, other=0.0)
     lse_all = loss + mean
     even = zero
     row_loss = loss
@@ -211,6 +252,8 @@ def settle(
             positives > 0, loss + smoothing * (mean - logits / tl.maximum(kept, 1.0)), loss
         )
         even = tl.where(positives > 0, smoothing / tl.maximum(kept, 1.0), 0.0)
+        if LEVER:
+            turn -= even * tl.load(row_state + 4 * rows + i, mask=row_inside, other=0.0)
     if row_amount is not None:
         m, a = offset_and_amount(lse_all, w * share, offset, static)
         tl.store(row_offset + i, m.to(tl.float32), mask=row_inside)
@@ -224,11 +267,17 @@ def settle(
         lse_all = back + mean
         column_grad = -back_share
         column_loss = back
+        if LEVER:
+            lever = tl.load(column_state + 3 * columns + i, mask=row_inside, other=0.0)
+            turn += back_share * lever
         if SMOOTHING:
             kept = 1.0 + tl.load(column_state + columns + i, mask=row_inside, other=0.0)
             logits = mean + tl.load(column_state + 2 * columns + i, mask=row_inside, other=0.0)
             column_loss += smoothing * (mean - logits / kept)
             column_grad += smoothing - smoothing / kept
+            if LEVER:
+                level = tl.load(column_state + 4 * columns + i, mask=row_inside, other=0.0)
+                turn -= smoothing / kept * level
         if column_amount is not None:
             # A column without an anchor has the weight 0.
             lse_all = tl.where(is_row, lse_all, -float("inf"))
@@ -259,5 +308,5 @@ def settle(
             grad = tl.where(given, (grad + column_grad) * w * share, 0.0)
             tl.store(positive_grad + at, grad.to(tl.float32), mask=row_inside)
             pull += tl.where(given, grad * (s - ref), 0.0)
-        if slope is not None:
-            tl.store(slope + i, pull, mask=row_inside)
+        if LEVER:
+            tl.store(slope + i, pull + turn * w * share, mask=row_inside)

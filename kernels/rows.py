@@ -3,7 +3,8 @@
 A *prepared* operand is a contiguous copy in the input dtype, its width padded with zeros to whole
 depth blocks, each row times an exact power of two so that its norm is in [1, 2) * 2**TARGET. So a
 raw 16-bit row is rounded no further, and no similarity overflows or underflows whatever the
-entries' size; the float32 inverse norm is applied to the products.
+entries' size; the float32 inverse norm is applied to the products. A row that has no direction but
+NaN is zeros with an inverse norm of NaN: it poisons what it takes part in and nothing beside it.
 """
 
 import triton
@@ -64,13 +65,17 @@ def prepare(
         second = power_of_two(TARGET - exponent_of(tl.sqrt(tl.sum(value * value, 1))))
         value *= second[:, None]
         norm = tl.sqrt(tl.sum(value * value, 1))
-        zero = largest == 0
-        tl.store(inverse + row, tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm)), mask=inside)
-        tl.store(rescale + row, tl.where(zero, 0.0, first * second), mask=inside)
+        zero = (largest == 0) & (norm == 0)
+        inverse_norm = tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm))
+        lost = (norm != norm) | (norm == float("inf"))
+        factor = tl.where(zero, 0.0, first * second)
     else:
-        one = tl.full((ROWS,), 1.0, tl.float32)
-        tl.store(inverse + row, one, mask=inside)
-        tl.store(rescale + row, one, mask=inside)
+        lost = tl.sum((value != value).to(tl.int32), 1) > 0
+        inverse_norm = tl.full((ROWS,), 1.0, tl.float32)
+        factor = inverse_norm
+    tl.store(inverse + row, tl.where(lost, float("nan"), inverse_norm), mask=inside)
+    tl.store(rescale + row, tl.where(lost, float("nan"), factor), mask=inside)
+    value = tl.where(lost[:, None], 0.0, value)
     target = out + row[:, None] * padded + at[None, :]
     tl.store(target, value.to(out.dtype.element_ty), mask=inside[:, None] & (at < padded)[None, :])
 
@@ -158,6 +163,7 @@ def own_logits(
     own_strides_d,
     bias,
     scale,
+    reference,
     state_parts,
     first_row,
     rows,
@@ -166,11 +172,12 @@ def own_logits(
     padded,
     SCALE_IS_TENSOR: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    LEVER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Partial sums over each row's own negatives.
 
-    state_parts (4, N) is what `statistics` writes for a tile: sum, offset, count, sum of logits.
+    state_parts (6, rows) is what `statistics` writes for a tile.
     """
     local = tl.program_id(0).to(tl.int64)
     row = first_row + local
@@ -182,6 +189,9 @@ def own_logits(
     top = total - float("inf")
     kept = total
     logits = total
+    lever = total
+    level = total
+    ref = tl.load(reference + row)
     for h in range(count):
         given = own + row * own_strides_n + h * own_strides_h + at.to(tl.int64) * own_strides_d
         other, _, _ = unit_row(given, at < width, BLOCK, NORMALIZE)
@@ -191,8 +201,11 @@ def own_logits(
             logit += tl.load(bias + row * count + h)
         keep = logit != -float("inf")
         higher = tl.where(keep, tl.maximum(top, tl.ceil(logit * LOG2E)), top)
-        total *= tl.where(top == -float("inf"), 0.0, tl.exp2(top - higher))
-        total += tl.where(keep, tl.exp2(logit * LOG2E - higher), 0.0)
+        less = tl.where(top == -float("inf"), 0.0, tl.exp2(top - higher))
+        e = tl.where(keep, tl.exp2(logit * LOG2E - higher), 0.0)
+        total = total * less + e
+        lever = lever * less + e * (s - ref)
+        level += tl.where(keep, s - ref, 0.0)
         top = higher
         kept += tl.where(keep, 1.0, 0.0)
         logits += tl.where(keep, logit, 0.0)
@@ -200,6 +213,9 @@ def own_logits(
     tl.store(state_parts + rows + local, top)
     tl.store(state_parts + 2 * rows + local, kept)
     tl.store(state_parts + 3 * rows + local, logits)
+    if LEVER:
+        tl.store(state_parts + 4 * rows + local, lever)
+        tl.store(state_parts + 5 * rows + local, level)
 
 
 @triton.jit
@@ -212,13 +228,11 @@ def own_gradient(
     own_strides_d,
     bias,
     scale,
-    reference,
     offset,
     amount,
     even,
     x_grad,
     own_grad,
-    slope,
     first_row,
     count,
     width,
@@ -227,8 +241,8 @@ def own_gradient(
     NORMALIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What own negatives add to some rows' gradient (rows, width) and to 1 / temperature's (rows,);
-    and their own gradient (N, H, width), finished."""
+    """What own negatives add to some rows' gradient (rows, width), and their own (N, H, width),
+    finished."""
     local = tl.program_id(0).to(tl.int64)
     row = first_row + local
     at = tl.arange(0, BLOCK)
@@ -238,9 +252,7 @@ def own_gradient(
     scale = load_scale(scale, SCALE_IS_TENSOR)
     m = tl.load(offset + row)
     a = tl.load(amount + row)
-    ref = tl.load(reference + row)
     total = mine * 0.0
-    moment = tl.zeros((), tl.float32)
     for h in range(count):
         at_h = at.to(tl.int64) * own_strides_d + row * own_strides_n + h * own_strides_h
         other, first, second = unit_row(own + at_h, inside, BLOCK, NORMALIZE)
@@ -253,7 +265,6 @@ def own_gradient(
             part -= tl.load(even + row)
         part = tl.where(logit == -float("inf"), 0.0, part)
         total += part * other
-        moment += part * (s - ref)
         if own_grad is not None:
             back = mine
             if NORMALIZE:
@@ -264,7 +275,6 @@ def own_gradient(
             tl.store(target, back.to(own_grad.dtype.element_ty), mask=inside)
     if x_grad is not None:
         tl.store(x_grad + local * width + at, total, mask=inside)
-    tl.store(slope + local, moment)
 
 
 @triton.jit(do_not_specialize=["first_row", "rows"])
@@ -273,13 +283,16 @@ def weighted_rows(
     out,
     inverse,
     amount,
+    scaling,
     padded,
     first_row,
     rows,
+    SCALING_IS_TENSOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Rows of x times inverse * amount, rounded once: the right factor of the keys' product."""
+    """Rows of x times inverse * amount * scaling, rounded once: the right factor of the keys'
+    product."""
     local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = local < rows
     row = first_row + local
@@ -287,6 +300,9 @@ def weighted_rows(
     within = inside[:, None] & (at < padded)[None, :]
     factor = tl.load(inverse + row, mask=inside, other=0.0)
     factor *= tl.load(amount + row, mask=inside, other=0.0)
+    if SCALING_IS_TENSOR:
+        scaling = tl.load(scaling)
+    factor *= scaling
     value = tl.load(x + row[:, None] * padded + at[None, :], mask=within, other=0.0)
     value = value.to(tl.float32) * factor[:, None]
     target = out + local[:, None] * padded + at[None, :]
@@ -324,9 +340,9 @@ def finish(
 ):
     """From the library product of some rows to their gradient.
 
-    The product times its factor (`amount` of the row, or `undo` / inverse where the coefficients
-    carried inverse norms), plus the positives' share in float32, plus `extra`; then tangential to
-    the row, over its norm, rounded once.
+    The product times its factor (`undo` times `amount` of the row, or over its inverse norm where
+    the coefficients carried it), plus the positives' share in float32, plus `extra`; then
+    tangential to the row, over its norm, rounded once.
 
     Positives: partners (with starts: entries starts[row] to starts[row + 1]; else `positives`
     entries a row, -1 pads) index y and, at the same place or through `partner_rows`, coefficients.
@@ -340,11 +356,11 @@ def finish(
     r = tl.load(inverse + row, mask=row_inside, other=0.0)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     if product is not None:
+        if UNDO_IS_TENSOR:
+            undo = tl.load(undo)
         if amount is not None:
-            factor = tl.load(amount + row, mask=row_inside, other=0.0)
+            factor = undo * tl.load(amount + row, mask=row_inside, other=0.0)
         else:
-            if UNDO_IS_TENSOR:
-                undo = tl.load(undo)
             factor = tl.where(r == 0, 0.0, undo / tl.where(r == 0, 1.0, r))
         given = product + local[:, None] * product_stride + at[None, :]
         total = tl.load(given, mask=inside, other=0.0) * factor[:, None]

@@ -1,7 +1,4 @@
-"""The logits of one tile: its product, and which of its pairs count.
-
-No run-time branch around a whole tile: what it saves in masks the compiler pays back in registers.
-"""
+"""One tile: where it lies, how it is loaded and stored, its product."""
 
 import triton
 import triton.language as tl
@@ -18,6 +15,28 @@ def place(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl
     height = tl.minimum(tiles_m - first, GROUP)
     within = program % band
     return first + within % height, within // height
+
+
+@triton.jit
+def place_above(rows, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """This program's tile of a square's upper triangle: bands of GROUP tiles down, each from the
+    diagonal on. Programs before band b: GROUP (b T - STEP b (b - 1) / 2), T tiles across.
+    """
+    STEP: tl.constexpr = GROUP * BLOCK_M // BLOCK_N
+    tiles_m = tl.cdiv(rows, BLOCK_M)
+    tiles_n = tl.cdiv(columns, BLOCK_N)
+    program = tl.program_id(0)
+    side = (2 * tiles_n + STEP).to(tl.float32)
+    root = tl.sqrt(tl.maximum(side * side - program.to(tl.float32) * (8.0 * STEP / GROUP), 0.0))
+    band = tl.maximum(((side - root) / (2.0 * STEP)).to(tl.int32), 0)
+    # The root is rounded: one band too far or too near at most.
+    band -= (GROUP * (band * tiles_n - STEP * (band * (band - 1) // 2)) > program).to(tl.int32)
+    after = band + 1
+    band += (GROUP * (after * tiles_n - STEP * (after * band // 2)) <= program).to(tl.int32)
+    within = program - GROUP * (band * tiles_n - STEP * (band * (band - 1) // 2))
+    first = band * GROUP
+    height = tl.minimum(tiles_m - first, GROUP)
+    return first + within % height, band * STEP + within // height
 
 
 @triton.jit
@@ -83,78 +102,6 @@ def product(
         else:
             total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     return total
-
-
-@triton.jit
-def screened(
-    logit,
-    rows,
-    columns,
-    row_end,
-    column_end,
-    index,
-    positives,
-    row_ids,
-    column_ids,
-    ids,
-    row_count,
-    column_count,
-    DIAGONAL: tl.constexpr,
-):
-    """The logits with -inf at positives and where ids are equal.
-
-    One condition after another: together they would be one more tile of registers.
-    """
-    if DIAGONAL:
-        logit = tl.where(rows[:, None] == columns[None, :], -float("inf"), logit)
-    row_inside = rows < row_end
-    if index is not None:
-        for p in range(positives):
-            at = index + rows.to(tl.int64) * positives + p
-            mine = tl.load(at, mask=row_inside, other=-1)
-            logit = tl.where(mine[:, None] == columns[None, :], -float("inf"), logit)
-    if row_ids is not None:
-        for kind in range(ids):
-            mine = tl.load(row_ids + kind * row_count + rows, mask=row_inside, other=0)
-            at = column_ids + kind * column_count + columns
-            theirs = tl.load(at, mask=columns < column_end, other=0)
-            logit = tl.where(mine[:, None] == theirs[None, :], -float("inf"), logit)
-    return logit
-
-
-@triton.jit
-def above_guide(
-    guide_x,
-    guide_y,
-    threshold,
-    rows,
-    row,
-    column,
-    row_end,
-    column_end,
-    guide_depth,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Pairs whose guide cosine is above the row's threshold."""
-    cosine = product(
-        guide_x,
-        guide_y,
-        row,
-        column,
-        row_end,
-        column_end,
-        guide_depth,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        PRECISION,
-        False,
-    )
-    bound = tl.load(threshold + rows, mask=rows < row_end, other=0.0)
-    return cosine > bound[:, None]
 
 
 @triton.jit

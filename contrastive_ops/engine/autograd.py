@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .problem import DIFFERENTIABLE, Gradients, Operands, SimilarityProblem, Wanted, Weight
+from .problem import DIFFERENTIABLE, NOTHING, Gradients, Operands, SimilarityProblem, Wanted, Weight
 from .tracing import is_traced
 
 
 class AnyKernels(Protocol):
-    """`directions.Kernels`, or the same behind the dispatcher (`ops.DispatchedKernels`)."""
+    """`lowering.Kernels`, or the same behind the dispatcher (`ops.DispatchedKernels`)."""
 
     takes_half: bool
 
@@ -58,14 +58,16 @@ def differentiable(
 
 def _wanted(operands: Operands) -> Wanted:
     if not torch.is_grad_enabled():
-        return (False, False, False, False, False)
+        return NOTHING
     negatives, own, temperature = operands.negatives, operands.own_negatives, operands.temperature
+    bias = operands.bias
     return (
         operands.query.requires_grad,
         operands.key.requires_grad,
         negatives is not None and negatives.requires_grad,
         own is not None and own.requires_grad,
         temperature is not None and temperature.requires_grad,
+        bias is not None and bias.requires_grad,
     )
 
 
@@ -260,7 +262,7 @@ def _second_order(
 
 
 def _check_dense_size(problem: SimilarityProblem, o: Operands) -> None:
-    width = o.key.shape[0]
+    width = o.query.shape[0] if problem.one_set else o.key.shape[0]
     width += 0 if o.negatives is None else o.negatives.shape[0]
     width += 0 if o.own_negatives is None else o.own_negatives.shape[1]
     if o.query.shape[0] * width > reference.MAX_ELEMENTS:

@@ -22,11 +22,12 @@ _CPU = torch.device("cpu")
 class Backend(Protocol):
     """What a backend module offers. L is the (N,) vector of row losses."""
 
-    FUSES_TWO_DIRECTIONS: bool
-    """Whether `symmetric` problems that allow it are served in one pass; else they come as two."""
     TAKES_HALF: bool
     """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
     else they come as float32."""
+
+    def serves(self, problem: SimilarityProblem, operands: Operands) -> bool:
+        """Whether the problem is served as it stands; else it comes in parts (see `lowering`)."""
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands

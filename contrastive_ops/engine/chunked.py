@@ -2,9 +2,9 @@
 
 A stripe of rows is a one-direction problem of its own: its log-sum-exp closes within it, so its
 gradient is finished while its logits are there and nothing is computed twice (3G). Two directions
-come to it as two such problems (6G). The logits are the reference's; the gradient is written out,
-so that it also works below autograd, where a compiled graph calls it. Matrix products are
-PyTorch's, with their own rounding and threads.
+come to it as two such problems (6G), prefixes of the rows as one each. The logits are the
+reference's; the gradient is written out, so that it also works below autograd, where a compiled
+graph calls it. Matrix products are PyTorch's, with their own rounding and threads.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from . import reference
 from .problem import Gradients, Operands, SimilarityProblem, Wanted, Weight, scale_of
 from .similarity import full_precision, positive_index, prepared
 
-FUSES_TWO_DIRECTIONS = False
 TAKES_HALF = False
 COPIES = 8
 """Stripe-sized tensors alive at once: similarities, logits, masks, probabilities, temporaries."""
 SUM_LENGTH = 2048
+
+
+def serves(problem: SimilarityProblem, operands: Operands) -> bool:
+    return not (problem.symmetric or problem.one_set or problem.prefixes)
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,14 +74,23 @@ def _total(
     own_grad = None if o.own_negatives is None else torch.empty_like(o.own_negatives)
     loss = o.query.new_zeros(())
     scale_grad = torch.zeros((), dtype=torch.float64, device=o.query.device)
+    bias_grad = torch.zeros_like(scale_grad)
     for rows, stripe_problem, stripe in _stripes(problem, o):
         parts = reference.logits(stripe_problem, stripe)
-        losses = reference.cross_entropy(parts, problem.label_smoothing)
+        if problem.tile_map:
+            losses = reference.pairwise(parts)
+        else:
+            losses = reference.cross_entropy(parts, problem.label_smoothing)
         row_weight = weight[rows].unsqueeze(1) if isinstance(weight, Tensor) else weight
         loss += (losses.unsqueeze(1) * row_weight).sum()
         if not any(wanted):
             continue
-        positives, negatives = _logit_gradients(parts, problem.label_smoothing, row_weight)
+        if problem.tile_map:
+            positives, negatives = _pair_gradients(parts, row_weight)
+            bias_grad += positives.sum(dtype=torch.float64)
+            bias_grad += sum(part.sum(dtype=torch.float64) for part in negatives)
+        else:
+            positives, negatives = _logit_gradients(parts, problem.label_smoothing, row_weight)
         x, index = stripe.query, positive_index(stripe)
         x_grad = torch.zeros_like(x)
         for column, part in zip(index.unbind(1), positives.unbind(1), strict=True):
@@ -108,6 +120,7 @@ def _total(
         (-scale_grad * scale**2).to(operands.temperature.dtype)
         if wanted[4] and operands.temperature is not None
         else None,
+        bias_grad.to(operands.bias.dtype) if wanted[5] and operands.bias is not None else None,
     )
 
 
@@ -196,6 +209,13 @@ def _logit_gradients(
     else:
         grads = [grad.mul_(weight / every) for grad in grads]
     return positive_grad * weight, grads
+
+
+def _pair_gradients(parts: reference.Logits, weight: Weight) -> tuple[Tensor, list[Tensor]]:
+    """dL/dl of sums of softplus, times the rows' weights."""
+    given = parts.positives != -math.inf
+    positives = torch.where(given, -torch.sigmoid(-parts.positives), 0.0)
+    return positives * weight, [torch.sigmoid(part).mul_(weight) for part in parts.negatives]
 
 
 def _spread(part: Tensor, x: Tensor, y: Tensor, x_grad: Tensor, y_grad: Tensor | None) -> None:

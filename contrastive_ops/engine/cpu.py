@@ -7,13 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from . import extension
-from .problem import Gradients, Operands, SimilarityProblem, Wanted
+from .problem import NOTHING, Gradients, Operands, SimilarityProblem, Wanted, two_directions_fused
 
-FUSES_TWO_DIRECTIONS = True
 TAKES_HALF = False
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
 _READ = SimilarityProblem._fields.index("precision")
 """The kernel has the fields before this one; its products are float32 or exact."""
+
+
+def serves(problem: SimilarityProblem, operands: Operands) -> bool:
+    if problem.one_set or problem.prefixes or problem.tile_map:
+        return False
+    return not problem.symmetric or two_directions_fused(problem, operands)
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,7 +62,7 @@ def _run(
     problem: SimilarityProblem,
     operands: Operands,
     weight: Tensor | float,
-    wanted: Wanted = (False,) * 5,
+    wanted: Wanted = NOTHING,
     row_stats: Tensor | None = None,
     column_stats: Tensor | None = None,
 ) -> Any:
@@ -67,11 +72,12 @@ def _run(
     tensor_weight = weight if isinstance(weight, Tensor) else None
     return kernel.softmax_ce(
         mode,
-        *operands,
-        *problem[:_READ],
+        *operands[:5],
+        *operands[6:],
+        *problem[:11],
         tensor_weight,
         1.0 if tensor_weight is not None else weight,
-        wanted,
+        wanted[:5],
         row_stats,
         column_stats,
     )

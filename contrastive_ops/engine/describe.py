@@ -66,7 +66,7 @@ def describe(
             )
         scale = 1.0 / number
 
-    operands = Operands(query, key, None, None, temperature_tensor, positives)
+    operands = Operands(query, key, None, None, temperature_tensor, None, positives)
     if query_ids is not None or key_ids is not None:
         operands = _with_ids(operands, query_ids, key_ids)
     if guide is not None:
@@ -123,7 +123,7 @@ def describe(
         0,
         check.number("label_smoothing", label_smoothing, 0.0, 1.0),
         DEFAULT_WORKSPACE_BYTES if workspace_bytes is None else _workspace(workspace_bytes),
-        PRECISIONS[0] if precision is None else _precision(precision),
+        precision=PRECISIONS[0] if precision is None else _precision(precision),
     )
     return problem, operands
 

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from .autograd import differentiable
-from .directions import Kernels
+from .lowering import Kernels
 from .problem import Gradients, Operands, SimilarityProblem, Wanted, Weight
 
 _STATIC = get_type_hints(SimilarityProblem)
+_SCHEMA = {tuple[int, ...]: "int[]", tuple[float, ...]: "float[]"}
 _PROBLEM = ", ".join(
     ["str backend"]
     + [
         f"Tensor{'?' if name in Operands._field_defaults else ''} {name}"
         for name in Operands._fields
     ]
-    + [f"{kind.__name__} {name}" for name, kind in _STATIC.items()]
+    + [f"{_SCHEMA.get(kind, kind.__name__)} {name}" for name, kind in _STATIC.items()]
 )
 _WEIGHT = "Tensor? weight, float weight_all"
 _COUNT = 1 + len(Operands._fields) + len(_STATIC)
@@ -48,7 +49,7 @@ def softmax_ce(
 
 
 class DispatchedKernels:
-    """:class:`.directions.Kernels` behind the raw operators."""
+    """:class:`.lowering.Kernels` behind the raw operators."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -93,7 +94,8 @@ def _flat(backend: str, problem: SimilarityProblem, operands: Operands) -> list[
 def _problem(args: tuple[Any, ...]) -> tuple[str, SimilarityProblem, Operands, tuple[Any, ...]]:
     backend, rest = args[0], args[1:_COUNT]
     operands = Operands(*rest[: len(Operands._fields)])
-    return backend, SimilarityProblem(*rest[len(operands) :]), operands, args[_COUNT:]
+    static = (tuple(x) if isinstance(x, list) else x for x in rest[len(operands) :])
+    return backend, SimilarityProblem._make(static), operands, args[_COUNT:]
 
 
 def _flat_weight(weight: Weight | None) -> tuple[Tensor | None, float]:

@@ -6,13 +6,15 @@ shared rows of ``negatives``, and its own rows of ``own_negatives``. With ``s_ij
 
     l_ij = s_ij / T + log-weight of j          l_ip = (s_ip - margin) / T for a positive p.
 
-Nothing here is N x M: exclusions are stated by O(N + M) descriptors and evaluated where the
-similarity is at hand.
+A row's loss is their softmax cross-entropy, or a sum of its own for each pair (``tile_map``); on
+several prefixes of the rows, the weighted sum of the prefixes' losses. Nothing here is N x M:
+exclusions are stated by O(N + M) descriptors and evaluated where the similarity is at hand.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ DEFAULT_WORKSPACE_BYTES = 192 * MiB
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 """How exact products of float32 rows have to be at least, in falling order."""
+
+TILE_MAPS = ("", "softplus")
 
 SLACK_ULPS = 16
 """Thresholds compare strictly, after this many ulps: equal similarities are equal whatever the
@@ -53,12 +57,27 @@ class SimilarityProblem(NamedTuple):
     """Which row of the whole problem row 0 is, where a stripe of rows stands for itself."""
     label_smoothing: float = 0.0
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
+    one_set: bool = False
+    """The candidates are the queries themselves, each row itself left out. ``key`` is an empty
+    (0, D) stand-in; ``positives`` point to queries and are mutual; ``query_ids`` are compared with
+    themselves; the whole gradient is the query's. Only thresholds and ids exclude."""
+    prefixes: tuple[int, ...] = ()
+    """The loss is a weighted sum of the losses on the first d entries of all rows, for each d:
+    ascending, the last is D. Empty: on whole rows alone. Norms, similarities, margins
+    and thresholds are each prefix's own, ids and guide are not."""
+    prefix_weights: tuple[float, ...] = ()
+    """One weight a prefix."""
+    tile_map: str = TILE_MAPS[0]
+    """``"softplus"``: a row's loss is the sum of softplus(-l_ip) over its positives and of
+    softplus(l_ij) over the others that are not left out. Empty: softmax cross-entropy."""
+    offset: float = 0.0
+    """Added to every logit of a ``tile_map``; not read where ``Operands.bias`` is a tensor."""
     precision: str = PRECISIONS[0]
     """Read where the hardware offers several: the `triton` backend on float32 rows."""
 
 
 class Operands(NamedTuple):
-    """The tensors of a problem. Only the first five are differentiated; the rest is detached.
+    """The tensors of a problem. Only the first six are differentiated; the rest is detached.
 
     Shapes: N queries, M keys, K shared negatives, H own negatives a query, P positives a query,
     R pairs of id arrays, G the guide's width.
@@ -69,6 +88,7 @@ class Operands(NamedTuple):
     negatives: Tensor | None = None  # (K, D)
     own_negatives: Tensor | None = None  # (N, H, D)
     temperature: Tensor | None = None  # ()
+    bias: Tensor | None = None  # (): of a tile_map
     positives: Tensor | None = None  # (N, P) int64, -1 pads; None: key i is query i's;
     # P = 0: none at all, and a row's loss is its log-sum-exp
     query_ids: Tensor | None = None  # (R, N) int64: a candidate is left out where any of its R
@@ -95,6 +115,7 @@ class Gradients(NamedTuple):
     negatives: Tensor | None = None
     own_negatives: Tensor | None = None
     temperature: Tensor | None = None
+    bias: Tensor | None = None
 
 
 DIFFERENTIABLE = len(Gradients._fields)
@@ -102,8 +123,10 @@ DIFFERENTIABLE = len(Gradients._fields)
 Weight = Tensor | float
 """How much each row's loss counts: (N,), or the same number for all."""
 
-Wanted = tuple[bool, bool, bool, bool, bool]
+Wanted = tuple[bool, bool, bool, bool, bool, bool]
 """Which of the :class:`Gradients` somebody asked for."""
+
+NOTHING: Wanted = (False, False, False, False, False, False)
 
 
 def scale_of(problem: SimilarityProblem, operands: Operands) -> Tensor | float:
@@ -111,6 +134,13 @@ def scale_of(problem: SimilarityProblem, operands: Operands) -> Tensor | float:
     if operands.temperature is None:
         return problem.scale
     return operands.temperature.to(operands.accumulation_dtype).reciprocal()
+
+
+def bias_of(problem: SimilarityProblem, operands: Operands) -> Tensor | float:
+    """What a tile_map adds to every logit, in the accumulation dtype where it is a tensor."""
+    if operands.bias is None:
+        return problem.offset
+    return operands.bias.to(operands.accumulation_dtype)
 
 
 def prefix(operands: Operands, dim: int) -> Operands:
@@ -122,6 +152,47 @@ def prefix(operands: Operands, dim: int) -> Operands:
         own_negatives=(
             None if operands.own_negatives is None else operands.own_negatives[..., :dim]
         ),
+    )
+
+
+def on_prefixes(
+    problem: SimilarityProblem, operands: Operands, weights: Iterable[tuple[int, float]]
+) -> tuple[SimilarityProblem, Operands]:
+    """The problem on several prefixes, given as (dim, weight) in any order, also repeatedly."""
+    total: dict[int, float] = {}
+    for dim, weight in weights:
+        total[dim] = total.get(dim, 0.0) + weight
+    dims = tuple(sorted(total))
+    found = problem._replace(prefixes=dims, prefix_weights=tuple(total[dim] for dim in dims))
+    return found, prefix(operands, dims[-1])
+
+
+def each_prefix(
+    problem: SimilarityProblem, operands: Operands
+) -> Iterator[tuple[int, float, SimilarityProblem, Operands]]:
+    """A problem on prefixes as one problem on whole rows for each: (dim, weight, problem, rows)."""
+    alone = problem._replace(prefixes=(), prefix_weights=())
+    for dim, weight in zip(problem.prefixes, problem.prefix_weights, strict=True):
+        yield dim, weight, alone, prefix(operands, dim)
+
+
+def one_set(
+    problem: SimilarityProblem, operands: Operands, ids: Tensor | None = None
+) -> tuple[SimilarityProblem, Operands]:
+    """The queries against themselves. ``ids`` (N,): rows with a row's id are left out with it."""
+    return problem._replace(one_set=True), operands._replace(
+        key=operands.query[:0].detach(),
+        query_ids=None if ids is None else ids.view(1, -1),
+        key_ids=None,
+    )
+
+
+def two_sets(problem: SimilarityProblem, operands: Operands) -> tuple[SimilarityProblem, Operands]:
+    """A problem of one set as one of two that are equal, where equal row numbers are equal ids."""
+    row = torch.arange(operands.query.shape[0], device=operands.query.device).unsqueeze(0)
+    ids = row if operands.query_ids is None else torch.cat([row, operands.query_ids])
+    return problem._replace(one_set=False), operands._replace(
+        key=operands.query, query_ids=ids, key_ids=ids
     )
 
 

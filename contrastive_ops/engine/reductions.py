@@ -17,7 +17,7 @@ from .softmax_ce import softmax_ce
 def row_lse(problem: SimilarityProblem, operands: Operands, backend: str | None = None) -> Tensor:
     """(N,) log sum_j exp l_ij over all candidates that are not left out; -inf where none is.
 
-    Differentiable in the first five operands. ``operands.positives`` is not read: nothing is a
+    Differentiable in the first six operands. ``operands.positives`` is not read: nothing is a
     positive, and thresholds that refer to one do not apply.
     """
     n = operands.query.shape[0]

@@ -13,7 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, reversed_problem, scale_of
+from .problem import (
+    DIFFERENTIABLE,
+    Operands,
+    SimilarityProblem,
+    bias_of,
+    each_prefix,
+    reversed_problem,
+    scale_of,
+    two_sets,
+)
 from .similarity import (
     any_equal,
     at_index,
@@ -43,6 +52,13 @@ def losses(problem: SimilarityProblem, operands: Operands) -> Tensor:
 
 def row_losses(problem: SimilarityProblem, operands: Operands) -> Tensor:
     """(N,) losses, differentiable any number of times; the mean of both directions if symmetric."""
+    if problem.prefixes:
+        parts = [w * row_losses(p, o) for _, w, p, o in each_prefix(problem, operands)]
+        return torch.stack(parts).sum(0)
+    if problem.one_set:
+        return row_losses(*two_sets(problem, operands))
+    if problem.tile_map:
+        return pairwise(logits(problem, operands))
     if not problem.symmetric:
         return cross_entropy(logits(problem, operands), problem.label_smoothing)
     forward = row_losses(problem._replace(symmetric=False), operands)
@@ -84,6 +100,20 @@ def cross_entropy(parts: Logits, label_smoothing: float) -> Tensor:
     return loss
 
 
+def pairwise(parts: Logits) -> Tensor:
+    """(N,) sums of softplus: of the positives' negated logits, and of all others."""
+    given = parts.positives != -math.inf
+    loss = torch.where(given, softplus(-parts.positives.masked_fill(~given, 0.0)), 0.0).sum(1)
+    for part in parts.negatives:
+        loss = loss + softplus(part).sum(1)
+    return loss
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), exact in float64 too."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
+
+
 def log_sum_exp(x: Tensor) -> Tensor:
     """Over dim 1; -inf, with gradient zero, where everything is -inf.
 
@@ -120,8 +150,12 @@ def _logits(p: SimilarityProblem, o: Operands) -> Logits:
         negatives.append(own_logits if o.own_bias is None else own_logits + o.own_bias)
     if not negatives:
         negatives.append(query.new_full((query.shape[0], 1), -math.inf))
-    positive_logits = ((positives - p.margin) * scale).masked_fill(~given, -math.inf)
-    return Logits(positive_logits, tuple(negatives))
+    positive_logits = (positives - p.margin) * scale
+    if p.tile_map:
+        bias = bias_of(p, o)
+        positive_logits = positive_logits + bias
+        negatives = [part + bias for part in negatives]
+    return Logits(positive_logits.masked_fill(~given, -math.inf), tuple(negatives))
 
 
 def _in_batch(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import backends, ops, reference, tracing
 from .autograd import differentiable
-from .directions import Kernels
+from .lowering import Kernels
 from .problem import DIFFERENTIABLE, Operands, SimilarityProblem, Weight
 
 
@@ -22,7 +22,7 @@ def softmax_ce(
     """Row losses L (N,) where ``weight`` is None, else sum_i weight_i L_i (0-dim).
 
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
-    float64 operands; it is differentiable in the first five operands.
+    float64 operands; it is differentiable in the first six operands.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch

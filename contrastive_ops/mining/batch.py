@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.scores import prepared_rows
-from ..engine.select import Exclusions, row_select
+from ..engine.scores import pair_scores, prepared_rows
+from ..engine.select import row_select
+from ..engine.select_torch import merge
 from ..engine.similarity import full_precision
 
 Distance = Literal["euclidean", "cosine", "dot"]
@@ -28,6 +29,8 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 Tuples = TypeVar("Tuples", Pairs, Triplets)
 _TILE = 1 << 21
 """Similarities at hand at once."""
+_ANCHORS = 128
+"""Anchors that meet the rows of their own classes together."""
 
 
 class Batch(NamedTuple):
@@ -52,20 +55,39 @@ class Batch(NamedTuple):
         same = self.labels[rows, None] == self.ref_labels
         return value.masked_fill_(same, left_out)
 
+    def classes(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Blocks of anchors of neighbouring classes against the rows of these classes.
+
+        (b,) anchors, (w,) rows, ascending within a class, (b, w) similarities, and which of them
+        are of positive pairs.
+        """
+        order, ref_order = (ids.argsort(stable=True) for ids in (self.labels, self.ref_labels))
+        labels, ref_labels = self.labels[order], self.ref_labels[ref_order]
+        begins = torch.searchsorted(ref_labels, labels).tolist()
+        ends = torch.searchsorted(ref_labels, labels, right=True).tolist()
+        start = 0
+        while start < len(order):
+            stop = min(len(order), start + _ANCHORS)
+            while stop > start + 1 and (stop - start) * (ends[stop - 1] - begins[start]) > _TILE:
+                stop = (start + stop + 1) // 2
+            anchor, row = order[start:stop], ref_order[begins[start] : ends[stop - 1]]
+            with full_precision(self.x.device):
+                value = self.x[anchor] @ self.y[row].T
+            positive = self.labels[anchor, None] == self.ref_labels[row]
+            if self.own:
+                positive &= anchor[:, None] != row
+            yield anchor, row, value, positive
+            start = stop
+
     def positives(self) -> tuple[Tensor, Tensor, Tensor]:
         """(anchor, positive, similarity) of every positive pair, in order: O(pairs)."""
-        pairs = Exclusions.equal(self.labels, self.ref_labels)
-        anchor, positive = pairs.pairs()
-        if self.own:
-            other = anchor != positive
-            anchor, positive = anchor[other], positive[other]
-        step = max(1, _TILE // self.x.shape[1])
-        parts = [
-            (self.x[a] * self.y[p]).sum(1)
-            for a, p in zip(anchor.split(step), positive.split(step), strict=True)
-        ]
-        value = torch.cat(parts) if parts else self.x.new_empty(0)
-        return anchor, positive, value
+        parts = []
+        for anchor, row, value, positive in self.classes():
+            i, j = positive.nonzero(as_tuple=True)
+            parts.append((anchor[i], row[j], value[i, j]))
+        anchors, rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        order = anchors.argsort(stable=True)
+        return anchors[order], rows[order], values[order]
 
 
 def _batch(
@@ -89,24 +111,39 @@ def _batch(
 
 
 def _extreme(batch: Batch, easiest: bool) -> tuple[Tensor, Tensor]:
-    """(B,) the most (or least) similar positive and its similarity; -1 where there is none."""
-    anchor, positive, value = batch.positives()
-    n = len(batch.x)
-    # Equal similarities: the lower index.
-    order = positive.argsort(stable=True)
-    order = order[value[order].argsort(stable=True, descending=easiest)]
-    order = order[anchor[order].argsort(stable=True)]
-    anchor, positive, value = anchor[order], positive[order], value[order]
-    begin = torch.searchsorted(anchor, torch.arange(n, device=anchor.device))
-    present = begin < len(anchor)
-    at = begin.clamp(max=max(0, len(anchor) - 1))
-    index = torch.full((n,), -1, dtype=torch.int64, device=anchor.device)
-    best = torch.full((n,), math.nan, dtype=value.dtype, device=value.device)
-    if len(anchor):
-        present &= anchor[at] == torch.arange(n, device=anchor.device)
-        index = torch.where(present, positive[at], index)
-        best = torch.where(present, value[at], best)
-    return index, best
+    """(B,) the most (or least) similar positive and its score; -1 and NaN where there is none.
+
+    Products find who it may be; scores, as those of negatives, say who it is.
+    """
+    n, dim = batch.x.shape
+    sign = 1 if easiest else -1
+    index = torch.full((n, 1), -1, dtype=torch.int64, device=batch.x.device)
+    best = torch.full((n, 1), -math.inf, dtype=batch.x.dtype, device=batch.x.device)
+    x_norm, y_norm = (torch.linalg.vector_norm(rows, dim=1) for rows in (batch.x, batch.y))
+    slack = 2 * (dim + 32) * torch.finfo(batch.x.dtype).eps * x_norm
+    pairs: list[tuple[Tensor, Tensor]] = []
+    room = max(1, _TILE // (2 * dim))
+
+    def settle() -> None:
+        a, p = (torch.cat(each) for each in zip(*pairs, strict=True))
+        pairs.clear()
+        for i, j in zip(a.split(room), p.split(room), strict=True):
+            merge(i, j, sign * pair_scores(batch.x[i], batch.y[j], "dot"), best, index, None)
+
+    for anchor, row, value, positive in batch.classes():
+        if not value.shape[1]:
+            continue
+        value = (sign * value).masked_fill_(~positive, -math.inf)
+        doubt = slack[anchor] * y_norm[row].amax()
+        near = positive & ~(value < (value.amax(1) - doubt)[:, None])
+        i, j = near.nonzero(as_tuple=True)
+        pairs.append((anchor[i], row[j]))
+        if sum(len(a) for a, _ in pairs) > 4 * room:
+            settle()
+    if pairs:
+        settle()
+    found = index[:, 0]
+    return found, torch.where(found >= 0, sign * best[:, 0], math.nan)
 
 
 def _nearest_negative(batch: Batch, upper: Tensor | None, backend: str | None) -> Tensor:
@@ -382,7 +419,8 @@ class DistanceWeightedMiner(_Miner[Triplets]):
         n = torch.full_like(p, -1)
         begin = torch.searchsorted(a, torch.arange(len(batch.x) + 1, device=a.device))
         for rows in batch.rows():
-            cumulative = self._weights(batch.negatives(rows, -2.0), batch.x.shape[1]).cumsum_(1)
+            weights = self._weights(batch.negatives(rows, -2.0), batch.x.shape[1])
+            cumulative = weights.cumsum(1, dtype=torch.float64)
             some = slice(int(begin[rows.start]), int(begin[rows.stop]))
             row = a[some] - rows.start
             total = cumulative[:, -1][row]
@@ -400,12 +438,11 @@ class DistanceWeightedMiner(_Miner[Triplets]):
         return a[found], p[found], n[found]
 
     def _weights(self, similarity: Tensor, dim: int) -> Tensor:
-        """(b, M) float64, each row's largest 1; 0 for what is never drawn."""
-        negative = similarity > -2
-        distance = (2 - 2 * similarity.double()).clamp(min=0).sqrt().clamp(min=self.cutoff)
-        log_weight = (2.0 - dim) * distance.log()
-        log_weight -= (dim - 3) / 2 * torch.log1p(-0.25 * distance.square())
-        allowed = negative & (distance < self.nonzero_loss_cutoff) & log_weight.isfinite()
-        log_weight = log_weight.masked_fill(~allowed, -math.inf)
+        """(b, M), each row's largest 1; 0 for what is never drawn."""
+        square = (2 - 2 * similarity).clamp_(min=self.cutoff**2)
+        never = (similarity == -2) | (square >= min(self.nonzero_loss_cutoff**2, 4.0))
+        log_weight = square.log().mul_((2 - dim) / 2)
+        log_weight -= torch.log1p(square.mul_(-0.25)).mul_((dim - 3) / 2)
+        log_weight.masked_fill_(never, -math.inf)
         largest = log_weight.amax(1, keepdim=True)
-        return (log_weight - torch.where(largest.isinf(), 0.0, largest)).exp()
+        return log_weight.sub_(torch.where(largest.isinf(), 0.0, largest)).exp_()

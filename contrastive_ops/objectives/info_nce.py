@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.describe import describe
-from ..engine.problem import Operands, SimilarityProblem, prefix
+from ..engine.problem import Operands, SimilarityProblem, on_prefixes
 from ..engine.softmax_ce import softmax_ce
 
 Number = float | int
@@ -90,7 +90,7 @@ def info_nce(
         own_negative_log_weight: added to the logits of a query's own H negatives only.
         label_smoothing: in [0, 1]; as in ``F.cross_entropy``, over the candidates a row keeps.
         matryoshka_dims: the loss is the weighted sum of the losses on each of these prefixes of D,
-            one after another.
+            whose norms, margins and thresholds are their own; the ``guide`` is whole.
         matryoshka_weights: their weights, 1 by default.
         row_weight: (N,) finite and not negative, not differentiated. ``"mean"`` divides by its sum.
         normalize: cosine similarity if True, dot products if False. Margins are in its units.
@@ -152,21 +152,24 @@ def info_nce(
         workspace_bytes=workspace_bytes,
         precision=precision,
     )
-    if matryoshka_dims is None and matryoshka_weights is None:
-        return _reduced(problem, operands, row_weight, reduction, backend)
-    loss = operands.query.new_zeros((), dtype=operands.accumulation_dtype)
-    for dim, w in _prefixes(operands.query, matryoshka_dims, matryoshka_weights):
-        loss = loss + w * _reduced(problem, prefix(operands, dim), row_weight, reduction, backend)
-    return loss
+    return reduced_softmax(
+        problem, operands, matryoshka_dims, matryoshka_weights, row_weight, reduction, backend
+    )
 
 
-def _reduced(
+def reduced_softmax(
     problem: SimilarityProblem,
     operands: Operands,
+    matryoshka_dims: Sequence[int] | None,
+    matryoshka_weights: Sequence[Number] | None,
     row_weight: Tensor | None,
     reduction: str,
     backend: str | None,
 ) -> Tensor:
+    """The problem's loss on its prefixes and reduced, both as :func:`info_nce` documents them."""
+    if matryoshka_dims is not None or matryoshka_weights is not None:
+        prefixes = _prefixes(operands.query, matryoshka_dims, matryoshka_weights)
+        problem, operands = on_prefixes(problem, operands, prefixes)
     weight: Tensor | float
     if row_weight is None:
         if reduction == "mean":

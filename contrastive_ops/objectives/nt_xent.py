@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine import check
+from ..engine.problem import one_set
 from ..engine.reductions import row_lse, score_sum
 from .arguments import (
     Number,
@@ -19,7 +22,7 @@ from .arguments import (
     softplus,
     temperature_or,
 )
-from .info_nce import info_nce
+from .info_nce import reduced_softmax
 
 
 def nt_xent(
@@ -45,8 +48,9 @@ def nt_xent(
                     \log \frac{e^{s_{ip}/T}}{\sum_{a \ne i} e^{s_{ia}/T}}
 
     over the V N rows of ``cat(views)``, with :math:`P_i` the V - 1 other views of row i's sample.
-    One set against itself, self left out; the (V N) x (V N) logits are never held. Loss and
-    gradients cost 3 matrix products (with ``positives_in_denominator=False`` 4).
+    One set against itself, self left out; the (V N) x (V N) logits are never held. They are
+    symmetric: loss and gradients cost 2 matrix products, 1.5 as far as ``workspace_bytes`` holds
+    half of them (backends without a kernel for that: 3).
 
     Args:
         view_a, view_b, *more: (N, D) each, row i of every one a view of sample i.
@@ -78,24 +82,25 @@ def nt_xent(
     view = row_ids(count, rows).repeat_interleave(n).unsqueeze(1)
     # The other views, in order from the next one on.
     others = (view + torch.arange(1, count, device=rows.device)) % count * n + sample.unsqueeze(1)
+    problem, operands = describe(
+        rows,
+        rows,
+        temperature=temperature,
+        normalize=normalize,
+        workspace_bytes=workspace_bytes,
+    )
     if positives_in_denominator:
-        every = row_ids(count * n, rows)
-        return info_nce(
-            rows,
-            rows,
-            temperature=temperature,
-            positives=others,
-            query_ids=every,
-            key_ids=every,
-            margin=margin,
-            label_smoothing=label_smoothing,
-            false_negative_margin=false_negative_margin,
-            matryoshka_dims=matryoshka_dims,
-            matryoshka_weights=matryoshka_weights,
-            normalize=normalize,
-            reduction=reduction,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
+        limit = math.inf
+        if false_negative_margin is not None:
+            limit = check.number("false_negative_margin", false_negative_margin)
+        problem = problem._replace(
+            margin=check.number("margin", margin),
+            false_negative_margin=limit,
+            label_smoothing=check.number("label_smoothing", label_smoothing, 0.0, 1.0),
+        )
+        problem, operands = one_set(problem, operands._replace(positives=others))
+        return reduced_softmax(
+            problem, operands, matryoshka_dims, matryoshka_weights, None, reduction, backend
         )
     _refuse(
         margin=margin,
@@ -104,15 +109,7 @@ def nt_xent(
         matryoshka_dims=matryoshka_dims,
         matryoshka_weights=matryoshka_weights,
     )
-    problem, operands = describe(
-        rows,
-        rows,
-        temperature=temperature,
-        normalize=normalize,
-        ids=sample,
-        workspace_bytes=workspace_bytes,
-    )
-    negatives = row_lse(problem, operands, backend)
+    negatives = row_lse(*one_set(problem, operands, sample), backend)
     alone = [
         softplus(negatives - score_sum(problem, operands, column.unsqueeze(1)))
         for column in others.unbind(1)

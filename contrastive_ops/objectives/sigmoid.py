@@ -9,16 +9,17 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.similarity import full_precision, unit_rows
+from ..engine.softmax_ce import softmax_ce
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import (
     Number,
     Reduction,
+    describe,
     inverse_temperature,
     labels,
     matrices,
     pairs,
     reduced,
-    row_ids,
     shares,
     softplus,
     temperature_or,
@@ -44,8 +45,8 @@ def sigmoid_loss(
 
     .. math:: L_i = \sum_j \log(1 + e^{-z_{ij} (s_{ij}/T + b)}) \qquad z_{ii} = 1,\; z_{ij} = -1
 
-    A stripe of rows at a time in plain PyTorch, its gradient finished with it: 3 matrix products,
-    memory beyond inputs and gradients ``workspace_bytes``.
+    Loss and gradients cost 3 matrix products: nothing is normalised, so a stripe of rows is
+    finished, gradient and all, while it is at hand. The N x M logits are never held.
 
     Args:
         query, key: (N, D) and (M, D), M >= N; key i is the positive of query i.
@@ -56,8 +57,7 @@ def sigmoid_loss(
             not its positive is left out.
         normalize: cosine similarity if True, dot products if False.
         reduction: ``"mean"`` over the N rows (not over pairs), ``"sum"`` or ``"none"``, (N,).
-        backend: ``"reference"`` evaluates all rows at once; every other is the same here.
-        workspace_bytes: 192 MiB by default.
+        backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
 
     Returns:
         0-dim, or (N,): float32, float64 for float64 inputs.
@@ -78,18 +78,21 @@ def sigmoid_loss(
     if query_ids is not None:
         query_ids = labels("query_ids", query_ids, query)
         key_ids = labels("key_ids", key_ids, key)
-    query, key = wide(query), wide(key)
-    if normalize:
-        query, key = unit_rows(query), unit_rows(key)
-    query = query * inverse_temperature(temperature, query)
-    return stripe_losses(
-        _sigmoid_rows,
-        (query, row_ids(n, query), query_ids),
-        (key, _scalar("bias", bias, query), key_ids),
-        shares(reduction, n),
-        backend=backend,
+    problem, operands = describe(
+        query,
+        key,
+        temperature=temperature,
+        normalize=normalize,
+        ids=query_ids,
+        key_ids=key_ids,
         workspace_bytes=workspace_bytes,
     )
+    if isinstance(bias, Tensor):
+        operands = operands._replace(bias=_scalar("bias", bias, query))
+    else:
+        problem = problem._replace(offset=check.number("bias", bias))
+    problem = problem._replace(tile_map="softplus")
+    return softmax_ce(problem, operands, shares(reduction, n), backend)
 
 
 def nce(
@@ -193,23 +196,6 @@ def pair_bce(
     logits = logits + _scalar("bias", bias, query)
     y = targets.detach().to(logits.dtype)
     return reduced(y * softplus(-logits) + (1 - y) * softplus(logits), reduction)
-
-
-@row_loss
-def _sigmoid_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor:
-    query, index, query_ids = rows
-    key, bias, key_ids = shared
-    assert query is not None
-    assert index is not None
-    assert key is not None
-    assert bias is not None
-    logits = torch.addmm(bias, query, key.T)
-    sign = torch.zeros_like(logits).scatter(1, index.unsqueeze(1), -2.0).add_(1.0)
-    losses = softplus(logits * sign)
-    if query_ids is not None and key_ids is not None:
-        out = (query_ids.unsqueeze(1) == key_ids) & (sign > 0)
-        losses = losses.masked_fill(out, 0.0)
-    return losses.sum(1)
 
 
 @row_loss

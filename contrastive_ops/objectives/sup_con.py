@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.problem import one_set
 from ..engine.reductions import row_lse
 from ..engine.softmax_ce import softmax_ce
 from .arguments import (
@@ -16,7 +17,6 @@ from .arguments import (
     describe,
     matrices,
     reduced,
-    row_ids,
     shares,
     temperature_or,
 )
@@ -46,8 +46,8 @@ def sup_con(
     with :math:`P_i` the other rows of row i's class and
     :math:`Z_{ip} = \sum_{a \ne i} e^{s_{ia}/T}`, without the other positives if they are kept out
     of the denominator. The positives' mean logit is linear in the classes' sums, so ``"out"`` needs
-    no list of positive pairs: 3 matrix products, O(N D) memory. Every other form costs 4, and the
-    pairs within classes once more.
+    no list of positive pairs: 2 matrix products (of a symmetric matrix, one half is computed),
+    O(N D) memory. Every other form adds the pairs within classes.
 
     Args:
         embeddings: (N, D).
@@ -83,23 +83,23 @@ def sup_con(
         rows,
         temperature=temperature,
         normalize=normalize,
-        ids=row_ids(n, rows) if every and outside else label,
         workspace_bytes=workspace_bytes,
     )
+    alone = one_set(problem, operands, None if every and outside else label)
     found = classes(label)
     some = found.has_positive
     weight = shares(reduction, n, some)
     if every and outside:
         if weight is None or n == 1:  # a single row has no candidate: log-sum-exp -inf
-            losses = row_lse(problem, operands, backend)
+            losses = row_lse(*alone, backend)
             losses = torch.where(some, losses, 0.0) - mean_positive_logit(problem, operands, found)
             return losses if weight is None else losses.sum()
         assert isinstance(weight, Tensor)
         weight = weight.to(operands.accumulation_dtype)
         none = torch.empty(n, 0, dtype=torch.int64, device=rows.device)
-        total = softmax_ce(problem, operands._replace(positives=none), weight, backend)
+        total = softmax_ce(alone[0], alone[1]._replace(positives=none), weight, backend)
         return total - (weight * mean_positive_logit(problem, operands, found)).sum()
-    negatives = row_lse(problem, operands, backend)
+    negatives = row_lse(*alone, backend)
     how = "log_sum" if every else ("mean_own" if outside else "log_sum_own")
     losses = over_positives(how, problem, operands, found, negatives, weight, backend)
     if outside:

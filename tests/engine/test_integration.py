@@ -185,7 +185,7 @@ def test_raw_operators(name, bounded_backend, described):
     problem, operands, weight = described(CASES[name]())
     flat = ops._flat(bounded_backend, problem, operands)
     namespace = torch.ops.contrastive_ops
-    wanted = [True, True, False, operands.own_negatives is not None, True]
+    wanted = [True, True, False, operands.own_negatives is not None, True, False]
     torch.library.opcheck(namespace.softmax_ce_forward.default, flat)
     _, row, column = namespace.softmax_ce_forward(*flat)
     known = ops._flat_weight(weight)

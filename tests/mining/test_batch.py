@@ -74,6 +74,28 @@ def test_one_of_each(case, hard_positive, semi, backend):
     assert tuples(found) == expected
 
 
+def test_equal_rows_are_ties_that_go_to_the_lower_index(backend):
+    """Also across the blocks that anchors come in, and with a negative that equals a positive."""
+    generator = torch.Generator().manual_seed(6)
+    distinct = torch.randn(3, 33, generator=generator)
+    kind = torch.randint(0, 3, (400,), generator=generator)
+    x, labels = distinct[kind], torch.randint(0, 4, (400,), generator=generator)
+    score = torch.nn.functional.normalize(distinct.double(), dim=1)
+    score = (score @ score.T)[kind[:, None], kind]
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(400, dtype=torch.bool)
+    nearest = score.masked_fill(~positive, -9)
+    furthest = score.masked_fill(~positive, 9)
+    a, p, n = BatchHardMiner(backend=backend)(x, labels)
+    assert torch.equal(a, torch.arange(400))
+    assert torch.equal(p, (furthest == furthest.amin(1, keepdim=True)).int().argmax(1))
+    other = score.masked_fill(same, -9)
+    assert torch.equal(n, (other == other.amax(1, keepdim=True)).int().argmax(1))
+    a, p, _, n = SemiHardMiner(backend=backend)(x, labels)
+    assert torch.equal(p, (nearest == nearest.amax(1, keepdim=True)).int().argmax(1)[a])
+    assert (score[a, n] < score[a, p] - 1e-3).all()  # never one that is as near as the positive
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_pair_margin(case):
     arguments = rows(*case)

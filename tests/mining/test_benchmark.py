@@ -5,7 +5,7 @@ import json
 import pytest
 
 from contrastive_ops import cli
-from contrastive_ops.benchmarks import mining
+from contrastive_ops.benchmarks import mining, mining_study
 
 
 def test_the_suite_runs_and_its_peers_agree(tmp_path, capsys):
@@ -33,3 +33,22 @@ def test_clustered_rows_are_near_and_share_a_mean():
     assert (x @ y.T).amax(1).min() > 0.5
     assert y.mean(0).norm() > 0.2
     assert mining.make_rows(200, 5000, 64, "gaussian")[1].mean(0).norm() < 0.1
+
+
+def test_the_study_tells_gains_seed_by_seed(tmp_path, capsys):
+    def row(mrr):
+        return {"mrr@10": mrr, "recall@1": mrr / 2, "recall@10": 1.0}
+
+    seeds = {
+        "0": {"in-batch": row(0.5), "mined": row(0.6)},
+        "1": {"in-batch": row(0.7), "mined": row(0.9)},
+    }
+    lines = {line[:22].strip(): line for line in mining_study.table(seeds).splitlines()}
+    assert "0.6000 ± 0.1414" in lines["in-batch"]
+    assert "0.7500 ± 0.2121" in lines["mined"]
+    assert lines["mined"].endswith("+0.1500 ± 0.0707")
+    assert "random" not in lines
+    absent = ["--data", str(tmp_path / "none.tsv"), "--output", str(tmp_path / "out.json")]
+    assert mining_study.main(absent) == 0
+    assert "none.tsv is not there; skipped" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()

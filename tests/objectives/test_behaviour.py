@@ -283,10 +283,14 @@ def test_cosent_of_extreme_scores() -> None:
 
 def test_second_derivatives_are_bounded() -> None:
     x = torch.randn(9000, 2, requires_grad=True)
-    (grad,) = torch.autograd.grad(co.sigmoid_loss(x[:64], x[:64]), x, create_graph=True)
+    (grad,) = torch.autograd.grad(co.nce(x[:64], x[:64], x[:64]), x, create_graph=True)
     assert grad.requires_grad
     with pytest.raises(ValueError, match="second derivatives"):
-        torch.autograd.grad(co.sigmoid_loss(x, x), x, create_graph=True)
+        torch.autograd.grad(co.nce(x, x, x), x, create_graph=True)
+    for loss in (co.sigmoid_loss(x, x), co.nt_xent(x[:4500], x[4500:])):
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(ValueError, match="second derivatives"):
+            grad.sum().backward()
 
 
 X, Y = rows(1, 4), rows(2, 4)

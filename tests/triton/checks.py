@@ -12,16 +12,24 @@ from functools import cache, partial
 from typing import Any
 
 import dense
+import numpy as np
 import torch
 from cases import CASES, N, normal
 from torch import Tensor
+from triton.runtime import interpreter
 
 from contrastive_ops import info_nce
+from contrastive_ops.engine import backends
 
 Check = tuple[str, Callable[[], None]]
 SINGLE = [torch.float32, torch.bfloat16, torch.float16]
 HALF = SINGLE[1:]
 
+
+if backends.interpreting():
+    # On a GPU a maximum of two numbers drops a NaN; the interpreter's keeps it.
+    interpreter.InterpreterBuilder.create_maxnumf = lambda b, x, y: b.binary_op(x, y, np.fmax)
+    interpreter.InterpreterBuilder.create_minnumf = lambda b, x, y: b.binary_op(x, y, np.fmin)
 
 FAMILIES: tuple[str, ...] = ("selection", "cuda_selection")
 """Modules beside this one, one a kernel family, each with `all_checks`."""
@@ -89,6 +97,8 @@ def info_nce_checks(device: str) -> Iterator[Check]:
         yield f"float64, {symmetric}", partial(check_double, symmetric, device)
         yield f"positives apart, {symmetric}", partial(check_positives_apart, symmetric, device)
         yield f"many columns, {symmetric}", partial(check_many, symmetric, device)
+        for kind in NOT_FINITE:
+            yield f"not finite, {kind}, {symmetric}", partial(check_nan, kind, symmetric, device)
     for log_weight in (20.0, 100.0):
         yield f"own log-weight {log_weight}", partial(check_own_weight, log_weight, device)
     yield "margin without negatives", partial(check_margin_alone, device)
@@ -439,6 +449,45 @@ def check_many(symmetric, device) -> None:
         ]
 
     dense.check_error_rule(draw, 1.0, "triton", symmetric=symmetric, draws=1)
+
+
+NOT_FINITE = ("nothing left out", "ids", "guide", "margin")
+
+
+def check_nan(kind, symmetric, device) -> None:
+    """Rows that see a bad key are NaN, those that leave it out are not; as in the dense loss."""
+    n, m, width = 37, 37 if symmetric else 45, 20
+    rows = [normal(k, width, seed=120 + i).float() for i, k in enumerate((n, m))]
+    mine = torch.where(torch.arange(n) < 5, -torch.arange(n) - 1, 7)
+    for bad in (m - 1, 7):  # one at an edge of every tile and chunk
+        for value in (math.nan, math.inf):
+            options: dict[str, Any] = {"symmetric": symmetric, "temperature": 0.1}
+            if kind == "ids":
+                theirs = torch.where(torch.arange(m) == bad, 7, 100 + torch.arange(m))
+                options |= {"query_ids": on(device, mine), "key_ids": on(device, theirs)}
+            elif kind == "guide":
+                guides = [normal(k, 6, seed=130 + i).float() for i, k in enumerate((n, m))]
+                guides[1][bad] = guides[0][5:].mean(0)
+                options["guide"] = tuple(on(device, g) for g in guides)
+            elif kind == "margin":
+                options["false_negative_margin"] = -0.2
+            key = rows[1].clone()
+            key[bad, 3] = value
+            leaves = [on(device, x) for x in (rows[0], key)]
+            for normalize in (True, False):
+                options["normalize"] = normalize
+                losses = [
+                    loss_of(*leaves, backend=b, reduction="none", **options)
+                    for b in ("reference", "triton")
+                ]
+                assert torch.equal(*(x.isfinite() for x in losses)), (bad, value, normalize)
+                torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5, equal_nan=True)
+                if normalize:
+                    expected, found = (
+                        gradients(leaves, backend=b, **options) for b in ("reference", "triton")
+                    )
+                    for a, b in zip(expected, found, strict=True):
+                        assert torch.equal(a.isnan(), b.isnan()), (bad, value)
 
 
 def check_own_weight(log_weight, device) -> None:

@@ -4,11 +4,13 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import torch
 
 from contrastive_ops import mining, topk_similarity
 from contrastive_ops.engine.exclusions import Exclusions
+from contrastive_ops.engine.gpu import passes
 from contrastive_ops.engine.select import row_select
 
 Check = tuple[str, Callable[[], None]]
@@ -24,6 +26,8 @@ def all_checks(device: str) -> Iterator[Check]:
     yield "selection in float64", partial(check_brute_force, device)
     yield "selection of integers", partial(check_integers, device)
     yield "selection in pieces", partial(check_pieces, device)
+    if device == "cpu":  # on a GPU the configuration says which way tiles are loaded
+        yield "selection, bulk copies", check_bulk
     yield "selection, all left out", partial(check_all_left_out, device)
     yield "selection of many near-equal", partial(check_near_equal, device)
     yield "in-batch miners", partial(check_miners, device)
@@ -138,6 +142,13 @@ def check_pieces(device) -> None:
     strided = torch.cat([x, x], 1)[:, ::2], torch.cat([y, y], 1)[:, 3:20]
     expected = row_select(*strided, 12, backend="reference")
     assert_same(row_select(*strided, 12, backend="triton"), expected)
+
+
+def check_bulk() -> None:
+    x, y = draw("clustered", 37, 70, 17, torch.float32, "cpu")
+    plain = row_select(x, y, 12, backend="triton")
+    with mock.patch.object(passes, "BULK_IN_THE_INTERPRETER", True):
+        assert_same(row_select(x, y, 12, backend="triton"), plain)
 
 
 def check_all_left_out(device) -> None:

@@ -1,9 +1,11 @@
 """The `triton` backend: Triton tiles for the logits, library products for the gradients.
 
-One direction costs 3G where a static offset is known to serve: exponentials are kept, in the
-inputs' dtype, for as many rows as the workspace holds, and rescaled once their sums are closed.
-Otherwise, and for two directions, 4G: statistics first, then the coefficients chunk by chunk, each
-chunk followed by its two products. Nothing here reads a value back from the device, so that all of
+One direction costs 3G: exponentials are kept, in the inputs' dtype, for as many rows as the
+workspace holds, and rescaled once their sums are closed. Two directions cost 4G, less 1G for the
+rows whose exponentials can be kept until the columns' sums are closed, too; one set against itself
+half of both: only pairs above the diagonal are computed. What was not kept is recomputed as
+coefficients, chunk by chunk, each chunk followed by its two products. Sums over pairs (`pairwise`)
+need one pass and two products. Nothing here reads a value back from the device, so that all of
 it can be captured in a CUDA graph; sums run in a fixed order.
 """
 
@@ -14,19 +16,38 @@ import contextlib
 import torch
 from torch import Tensor
 
-from ..problem import Gradients, Operands, SimilarityProblem, Wanted, Weight
-from . import gradients, passes
+from ..problem import (
+    Gradients,
+    Operands,
+    SimilarityProblem,
+    Wanted,
+    Weight,
+    two_directions_fused,
+)
+from . import gradients, pairwise, passes
 from .prepared import prepare
 
 # float64 never comes here: `backends.choose` hands it to `torch`.
-FUSES_TWO_DIRECTIONS = True
 TAKES_HALF = True
+
+
+def serves(problem: SimilarityProblem, operands: Operands) -> bool:
+    if problem.prefixes:
+        return False
+    if problem.tile_map:
+        return not (problem.one_set or problem.symmetric or problem.label_smoothing) and (
+            operands.own_negatives is None
+        )
+    return not problem.symmetric or two_directions_fused(problem, operands)
 
 
 def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses and the statistics (see `passes.STATE_KINDS`) of rows and columns."""
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
+        if problem.tile_map:
+            none = torch.empty(0, dtype=torch.float64, device=operands.query.device)
+            return pairwise.losses(job), none, none.clone()
         row_state, column_state = passes.statistics(job)
         losses = passes.settle(job, row_state, column_state, None, gradients=False).losses
         if column_state is None:
@@ -37,6 +58,8 @@ def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Ten
 def stats_shapes(
     problem: SimilarityProblem, operands: Operands
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if problem.tile_map:
+        return (0,), (0,)
     columns = operands.key.shape[0] if problem.symmetric else 0
     return (passes.STATE_KINDS, operands.query.shape[0]), (passes.STATE_KINDS, columns)
 
@@ -51,6 +74,8 @@ def backward(
 ) -> Gradients:
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
+        if problem.tile_map:
+            return pairwise.total(job, weight, wanted, False)[1]
         column_state = column_stats if problem.symmetric else None
         _, grads = gradients.from_statistics(job, row_stats, column_state, weight, wanted)
         return grads
@@ -63,17 +88,21 @@ def total(
     with torch.no_grad(), _on(operands):
         job = prepare(problem, operands)
         wide = operands.query.dtype == torch.float16
-        if any(wanted) and gradients.can_keep(job):
-            weighted, grads = gradients.with_kept_exponentials(job, weight, wanted)
-        else:
-            row_state, column_state = passes.statistics(job)
+        if problem.tile_map:
             if any(wanted):
-                weighted, grads = gradients.from_statistics(
-                    job, row_state, column_state, weight, wanted, wide=wide
-                )
-            else:
-                settled = passes.settle(job, row_state, column_state, weight, gradients=False)
-                weighted, grads = settled.weighted, Gradients()
+                return pairwise.total(job, weight, wanted, wide)
+            return (pairwise.losses(job) * weight).sum(), Gradients()
+        if not any(wanted):
+            settled = passes.settle(job, *passes.statistics(job), weight, gradients=False)
+            weighted, grads = settled.weighted, Gradients()
+        elif job.two_way or job.one_set:
+            job, kept = gradients.keeping(job)
+            states = passes.statistics(job, kept)
+            weighted, grads = gradients.from_statistics(
+                job, *states, weight, wanted, wide=wide, kept=kept
+            )
+        else:
+            weighted, grads = gradients.one_way(job, weight, wanted)
         assert weighted is not None
         return weighted.sum().to(torch.float32), grads
 

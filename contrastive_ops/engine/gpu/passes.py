@@ -13,13 +13,17 @@ from torch import Tensor
 
 from ...kernels import coefficients as coefficients_kernel
 from ...kernels import combine, config, rows
+from ...kernels import kept as kept_kernel
 from ...kernels import statistics as statistics_kernel
 from . import prepared
-from .prepared import Block, Job, interpreted
+from .prepared import NORM_TARGET, Block, Job, interpreted
 
-STATE_KINDS = 3
-"""log-sum-exp, logits kept, their sum: float64, O(N) numbers each."""
+STATE_KINDS = 5
+"""float64, O(N) numbers each; see `kernels.combine.close`."""
+PARTS_SHARE = 8
+"""Where exponentials are kept, partial sums get one part in this many of the workspace."""
 ENTRIES = 128
+RESCALED_ROWS = 16
 CLOSING_WARPS = 2
 
 
@@ -35,26 +39,36 @@ class Settled:
     slope: Tensor | None = None
 
 
-def variants(
-    job: Job, block: Block, *, levered: bool, one_offset: bool = False
-) -> list[tuple[bool, bool, config.Tile]]:
+@dataclass(frozen=True)
+class Kept:
+    """Exponentials of some rows, and what they are relative to."""
+
+    begin: int
+    end: int
+    left: int  # the first column
+    values: Tensor  # (end - begin, columns from left on, padded)
+
+
+def variants(job: Job, block: Block, *, levered: bool) -> list[tuple[bool, bool, config.Tile]]:
     """(bounded, check, tile) of the launches that together serve whatever the temperature is.
 
-    Where only the device knows the temperature both variants are launched and one returns at once;
-    small problems take the one that always works. ``one_offset``: the bounded one serves anyway.
+    Where only the device knows the temperature both variants are launched and one returns at once.
     """
-    bounded = True if one_offset else job.may_be_bounded(block)
-    if bounded is None and job.query.count * block.rows.count <= 1 << 20:
-        bounded = False
+    bounded = job.bounded
     choices = [True, False] if bounded is None else [bounded]
     return [(b, bounded is None, _tile(job, block, b, levered)) for b in choices]
 
 
 def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
+    return tile_of(job, block, _role(job, block, bounded, levered))
+
+
+def tile_of(job: Job, block: Block, plain: str) -> config.Tile:
+    """The tile of an epilogue that plays this role where nothing screens pairs."""
     data = job.query.data
     return config.tile_for(
         prepared.architecture(data.device),
-        _role(job, block, bounded, levered),
+        _screened(job, block) or plain,
         data.element_size(),
         job.problem.precision,
         interpreted(),
@@ -62,52 +76,82 @@ def _tile(job: Job, block: Block, bounded: bool, levered: bool) -> config.Tile:
 
 
 def _role(job: Job, block: Block, bounded: bool, levered: bool) -> str:
+    if levered:
+        return "levered" if bounded else "screened"
+    return "plain" if bounded else "maxima"
+
+
+def _screened(job: Job, block: Block) -> str | None:
     if block.guide is not None:
         return "guided"
     by_pair = block.ids is not None or (block.in_batch and job.index is not None)
     by_value = job.problem.label_smoothing > 0 or (block.in_batch and job.limit is not None)
-    if by_pair or by_value or (levered and not bounded):
-        return "screened"
-    if levered:
-        return "levered"
-    return "plain" if bounded else "maxima"
+    return "screened" if by_pair or by_value else None
 
 
-def statistics(job: Job) -> tuple[Tensor, Tensor | None]:
-    """States (STATE_KINDS, N) of the rows, and (STATE_KINDS, M) of the columns if two-way."""
+def carried(job: Job) -> int:
+    """log2 of the norms that coefficients carry the inverse of."""
+    return 2 * NORM_TARGET.get(job.query.data.dtype, 0) if job.problem.normalize else 0
+
+
+def statistics(job: Job, kept: list[Kept] | None = None) -> tuple[Tensor, Tensor | None]:
+    """States (STATE_KINDS, N) of the rows, and (STATE_KINDS, M) of the columns if two-way.
+
+    Fills `kept`, whose stripes are the first rows of the in-batch block.
+    """
     n, m = job.query.count, job.key.count
     row_state = empty_state(job, n)
     column_state = empty_state(job, m) if job.two_way else None
-    started = False
+    started = job.one_set
+    if started:
+        clear(row_state)
     for block in job.blocks:
-        columns = column_state if block.in_batch else None
-        for begin, end in _stripes(job, block, columns is not None):
+        both = job.one_set or (job.two_way and block.in_batch)
+        columns = (row_state if job.one_set else column_state) if both else None
+        done = 0
+        for part in (kept or []) if block.in_batch else []:
+            measure(job, block, part.begin, part.end, row_state, columns, add=started, kept=part)
+            done = part.end
+        for begin, end in stripes(job, block, columns is not None, done, bool(kept)):
             measure(job, block, begin, end, row_state, columns, add=started)
         started = True
     if job.operands.own_negatives is not None:
         measure_own(job, row_state, add=started)
         started = True
     if not started:
-        row_state[0].fill_(-math.inf)
-        row_state[1:].zero_()
+        clear(row_state)
     return row_state, column_state
+
+
+def clear(state: Tensor) -> None:
+    """Nothing counted yet."""
+    state[0].fill_(-math.inf)
+    state[1:].zero_()
 
 
 def empty_state(job: Job, count: int) -> Tensor:
     return torch.empty((STATE_KINDS, count), dtype=torch.float64, device=job.query.data.device)
 
 
-def _stripes(job: Job, block: Block, columns: bool) -> Iterator[tuple[int, int]]:
-    """Rows at a time, so that the partials fit the workspace."""
-    tiles = [tile for *_, tile in variants(job, block, levered=False)]
-    side = max(tile.block_m for tile in tiles)
+def stripes(
+    job: Job, block: Block, columns: bool, done: int, keeps: bool
+) -> Iterator[tuple[int, int]]:
+    """Rows from `done` on, as many at a time as have their partials in the workspace."""
+    tiles = [tile for *_, tile in variants(job, block, levered=job.levered)]
+    side = max(max(tile.block_m, tile.block_n) for tile in tiles)
     m = block.rows.count
     width = min(tile.block_n for tile in tiles)
-    a_row = 16 * (triton.cdiv(m, width) + (m / min(tile.block_m for tile in tiles)) * columns)
-    step = max(side, int(job.problem.workspace_bytes / a_row) // side * side)
+    height = min(tile.block_m for tile in tiles)
+    a_row = 4 * _planes(job) * (triton.cdiv(m, width) + (m / height) * columns)
+    room = job.problem.workspace_bytes / (PARTS_SHARE if keeps else 1)
+    step = max(side, int(room / a_row) // side * side)
     n = job.query.count
-    for begin in range(0, n, step):
+    for begin in range(done, n, step):
         yield begin, min(begin + step, n)
+
+
+def _planes(job: Job) -> int:
+    return 6 if job.levered else 4 if job.problem.label_smoothing > 0 else 2
 
 
 def measure(
@@ -119,40 +163,49 @@ def measure(
     column_state: Tensor | None,
     *,
     add: bool,
-    kept: Tensor | None = None,
-) -> None:
-    """Statistics of some rows against a block; with ``kept`` the exponentials themselves, too."""
+    kept: Kept | None = None,
+    kept_factor: float = 1.0,
+) -> tuple[Tensor | None, int]:
+    """Statistics of some rows against a block; with ``kept`` the exponentials themselves, too.
+
+    Returns the maxima that those are relative to (tiles, rows), where there are any, and the width
+    of their tiles.
+    """
     smoothing = job.problem.label_smoothing > 0
-    planes = 4 if smoothing else 2
-    count, m = end - begin, block.rows.count
-    runs = variants(job, block, levered=False, one_offset=kept is not None)
-    for bounded, check, tile in runs:
+    left = begin if job.one_set else 0
+    count, m = end - begin, block.rows.count - left
+    tops, width = None, 0
+    for bounded, check, tile in variants(job, block, levered=job.levered):
         tiles_m, tiles_n = triton.cdiv(count, tile.block_m), triton.cdiv(m, tile.block_n)
-        parts = torch.empty((planes, tiles_n, count), dtype=torch.float32, device=row_state.device)
-        column_parts = None
-        if column_state is not None:
-            column_parts = parts.new_empty((planes, tiles_m, m))
-        arguments = _tile_arguments(job, block, tile)
-        statistics_kernel.statistics[(tiles_m * tiles_n,)](
+        parts = _parts(job, tiles_n, count)
+        column_parts = None if column_state is None else _parts(job, tiles_m, m)
+        arguments = tile_arguments(job, block, tile)
+        programs = _above(tiles_m, tiles_n, tile) if job.one_set else tiles_m * tiles_n
+        statistics_kernel.statistics[(programs,)](
             **arguments,
+            reference=job.reference,
             row_parts=parts,
             column_parts=column_parts,
-            kept=_target(kept, arguments, tile),
+            kept=target(None if kept is None else kept.values, arguments, tile),
+            kept_factor=kept_factor,
             offset=float(job.offset),
             row_begin=begin,
             row_end=end,
-            column_end=m,
-            kept_stride=0 if kept is None else kept.stride(0),
+            column_begin=left,
+            column_end=left + m,
+            kept_stride=0 if kept is None else kept.values.stride(0),
             BOUNDED=bounded,
             CHECK=check,
             SMOOTHING=smoothing,
+            LEVER=job.levered,
         )
         shared: dict[str, Any] = {
             "offset": float(job.offset),
             "STATIC": bounded,
             "SMOOTHING": smoothing,
+            "LEVER": job.levered,
             "CHECK": check,
-            "RANGE": config.RANGE,
+            "RANGE": job.range,
             "log2_count": job.log2_count,
             **job.scaling,
             "BLOCK": ENTRIES,
@@ -162,11 +215,34 @@ def measure(
             parts, row_state, tiles=tiles_n, begin=begin, count=count, whole=row_state.shape[1],
             RUNNING=add, **shared,
         )  # fmt: skip
-        if column_parts is not None:
+        if column_state is not None:
             combine.close[(triton.cdiv(m, ENTRIES),)](
-                column_parts, column_state, tiles=tiles_m, begin=0, count=m, whole=m,
-                RUNNING=begin > 0, **shared,
+                column_parts, column_state, tiles=tiles_m, begin=left, count=m,
+                whole=column_state.shape[1], RUNNING=begin > 0 or job.one_set, **shared,
             )  # fmt: skip
+        if not bounded:
+            tops, width = parts[1], tile.block_n
+    return tops, width
+
+
+def _parts(job: Job, tiles: int, count: int) -> Tensor:
+    """Of one set against itself, tiles below the diagonal leave theirs as they are here."""
+    device = job.query.data.device
+    shape = _planes(job), tiles, count
+    if not job.one_set:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+    parts = torch.zeros(shape, dtype=torch.float32, device=device)
+    parts[1].fill_(-math.inf)
+    return parts
+
+
+def _above(tiles_m: int, tiles_n: int, tile: config.Tile) -> int:
+    """Programs of `kernels.tile.place_above`."""
+    step = tile.group * tile.block_m // tile.block_n
+    bands = range(triton.cdiv(tiles_m, tile.group))
+    return sum(
+        min(tile.group, tiles_m - tile.group * band) * (tiles_n - step * band) for band in bands
+    )
 
 
 def measure_own(
@@ -177,13 +253,14 @@ def measure_own(
     assert own is not None
     n, h, width = own.shape
     count = (n if end is None else end) - begin
-    parts = torch.empty((4, count), dtype=torch.float32, device=own.device)
+    parts = torch.empty((6, count), dtype=torch.float32, device=own.device)
     rows.own_logits[(count,)](
         job.query.data,
         job.query.inverse,
         own,
         *own.stride(),
         _own_bias(job),
+        reference=job.reference,
         state_parts=parts,
         first_row=begin,
         rows=count,
@@ -191,14 +268,15 @@ def measure_own(
         width=width,
         padded=job.query.padded,
         NORMALIZE=job.problem.normalize,
+        LEVER=job.levered,
         BLOCK=triton.next_power_of_2(job.query.padded),
         num_warps=8,
         **job.scaling,
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](
         parts, row_state, offset=0.0, tiles=1, begin=begin, count=count, whole=n, STATIC=False,
-        SMOOTHING=job.problem.label_smoothing > 0, RUNNING=add,
-        CHECK=False, RANGE=config.RANGE, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
+        SMOOTHING=job.problem.label_smoothing > 0, LEVER=job.levered, RUNNING=add,
+        CHECK=False, RANGE=job.range, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
         num_warps=CLOSING_WARPS,
     )  # fmt: skip
 
@@ -218,21 +296,17 @@ def settle(
     begin: int = 0,
     end: int | None = None,
     into: Settled | None = None,
-    static: bool = False,
 ) -> Settled:
-    """Losses of rows [begin, end), and with ``gradients`` what those need; ``into`` reuses memory.
-
-    ``static``: all offsets are the static one, as kept exponentials have it.
-    """
+    """Losses of rows [begin, end), and with ``gradients`` what they need; into given memory."""
     n, m = job.query.count, job.key.count
     if isinstance(weight, Tensor):
         weight = weight.contiguous()
     done = into or unsettled(job, weight is not None, gradients)
     end = n if end is None else end
-    check = False
-    if not static and job.two_way:
-        bounded = job.may_be_bounded(job.blocks[0])
-        static, check = bounded is not False, bounded is None
+    # Else coefficients are relative to each row's own offset, which is as good one way.
+    static = job.two_way or job.one_set or job.keeps
+    check = static and job.bounded is None
+    static = static and job.bounded is not False
     last = max(end, m) if job.two_way and gradients else end
     row, column = done.row or (None,) * 3, done.column or (None,) * 3
     combine.settle[(triton.cdiv(last - begin, ENTRIES),)](
@@ -262,9 +336,10 @@ def settle(
         SCALE_IS_TENSOR=isinstance(job.scale, Tensor),
         WEIGHT_IS_TENSOR=isinstance(weight, Tensor),
         SMOOTHING=job.problem.label_smoothing > 0,
+        LEVER=job.levered,
         STATIC=static,
         CHECK=check,
-        RANGE=config.RANGE,
+        RANGE=job.range,
         BLOCK=ENTRIES,
     )
     return done
@@ -298,25 +373,24 @@ def write_coefficients(
     column_range: tuple[int, int],
     z: Tensor,
     factor: Tensor | float,
-    slope: bool,
-) -> Tensor | None:
-    """Fills z; returns the tiles' parts of the gradient by 1 / temperature if asked for."""
+    *,
+    only_unbounded: bool = False,
+) -> None:
+    """Fills z. ``only_unbounded``: where the device says so, else `rescale` has filled it."""
     assert settled.row is not None
-    both = job.two_way and block.in_batch
-    column = settled.column if both and settled.column is not None else (None,) * 3
+    column = column_side(job, block, settled)
     height, width = row_range[1] - row_range[0], column_range[1] - column_range[0]
     # One way, the offset is the row's, known before: never two exponentials, never a maximum.
-    runs = variants(job, block, levered=slope, one_offset=not both)
-    parts = None
-    if slope:
-        most = triton.cdiv(width, min(tile.block_n for *_, tile in runs))
-        parts = torch.zeros((most, height), dtype=torch.float32, device=z.device)
+    runs = variants(job, block, levered=False)
+    if column[0] is None:
+        runs = [(True, False, _tile(job, block, True, False))]
     for bounded, check, tile in runs:
+        if only_unbounded and bounded:
+            continue
         grid = (triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n),)
-        arguments = _tile_arguments(job, block, tile)
+        arguments = tile_arguments(job, block, tile)
         coefficients_kernel.coefficients[grid](
             **arguments,
-            reference=job.reference,
             row_offset=settled.row[0],
             row_amount=settled.row[1],
             row_even=settled.row[2],
@@ -324,8 +398,7 @@ def write_coefficients(
             column_amount=column[1],
             column_even=column[2],
             factor=factor,
-            z=_target(z, arguments, tile),
-            slope=parts,
+            z=target(z, arguments, tile),
             row_begin=row_range[0],
             row_end=row_range[1],
             column_begin=column_range[0],
@@ -335,10 +408,66 @@ def write_coefficients(
             BOUNDED=bounded,
             CHECK=check,
         )
-    return parts
 
 
-def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]:
+def column_side(
+    job: Job, block: Block, settled: Settled
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Offsets, amounts and smoothing of a block's columns, where they are anchors, too."""
+    side = settled.row if job.one_set else settled.column if block.in_batch else None
+    return (None, None, None) if side is None else side
+
+
+def rescale(
+    job: Job,
+    block: Block,
+    settled: Settled,
+    kept: Kept,
+    tops: Tensor | None,
+    tile_width: int,
+    factor: float = 1.0,
+) -> None:
+    """Turns kept exponentials into what the products take; see `kernels.kept.rescale`."""
+    assert settled.row is not None
+    column = column_side(job, block, settled)
+    both = column[0] is not None
+    even = settled.row[2]
+    rows_here, columns = kept.end - kept.begin, block.rows.count - kept.left
+    for bounded in [True, False] if job.bounded is None else [job.bounded]:
+        if (both and not bounded) or (not both and bounded and even is None):
+            continue
+        width = min(128, 128 if bounded else tile_width)
+        grid = (triton.cdiv(rows_here, RESCALED_ROWS), triton.cdiv(columns, width))
+        kept_kernel.rescale[grid](
+            kept.values,
+            kept.values.stride(0),
+            None if bounded else tops,
+            job.query.inverse,
+            block.rows.inverse,
+            job.scale,
+            settled.row[0],
+            settled.row[1],
+            even,
+            column[1],
+            column[2],
+            factor,
+            job.log2_count,
+            kept.begin,
+            kept.left,
+            rows_here,
+            columns,
+            SCALE_IS_TENSOR=isinstance(job.scale, Tensor),
+            TWO_WAY=both,
+            BOUNDED=bounded,
+            CHECK=job.bounded is None,
+            RANGE=job.range,
+            TILE_N=max(tile_width, width),
+            BLOCK_M=RESCALED_ROWS,
+            BLOCK_N=width,
+        )
+
+
+def tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]:
     """What `statistics` and `coefficients` have in common."""
     problem, operands = job.problem, job.operands
     x, y = job.query.data, block.rows.data
@@ -370,8 +499,10 @@ def _tile_arguments(job: Job, block: Block, tile: config.Tile) -> dict[str, Any]
         "depth": job.query.padded,
         "guide_depth": job.guide.shape[1] if guided and job.guide is not None else 0,
         "DIAGONAL": block.in_batch and job.index is None and job.positives > 0,
+        "TRIANGLE": job.one_set,
         "HAS_GROUP": not block.in_batch and problem.group_log_weight != 0,
-        "RANGE": config.RANGE,
+        "UNIT": problem.normalize,
+        "RANGE": job.range,
         "PRECISION": _precision(problem.precision if single else "ieee", x.device),
         "GUIDE_PRECISION": _precision(problem.precision if single else "tf32x3", x.device),
         "BULK": bulk,
@@ -396,7 +527,7 @@ BULK_IN_THE_INTERPRETER = False
 """Tests set it to run the kernels' loads through tensor descriptors."""
 
 
-def _target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> Any:
+def target(z: Tensor | None, arguments: dict[str, Any], tile: config.Tile) -> Any:
     """Where tiles are stored: as a descriptor for bulk stores."""
     if z is None or not arguments["BULK"]:
         return z

@@ -18,6 +18,9 @@ NORM_TARGET = {torch.float16: 10}
 """Prepared rows have norms near 2**this. float16 has few small numbers, so there it is not 0."""
 
 
+SMALL_PAIRS = 1 << 20
+
+
 @functools.cache
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter."""
@@ -97,9 +100,21 @@ class Job:
     limit: Tensor | None  # (N,)
     guide: Tensor | None  # (N, padded)
 
+    keeps: bool = False
+    """Whether exponentials are kept and multiplied, which leaves a static offset less room."""
+
     @property
     def two_way(self) -> bool:
         return self.problem.symmetric
+
+    @property
+    def one_set(self) -> bool:
+        return self.problem.one_set
+
+    @property
+    def levered(self) -> bool:
+        """Whether sums for the temperature's gradient are taken."""
+        return self.operands.temperature is not None
 
     @property
     def log2_count(self) -> float:
@@ -111,17 +126,25 @@ class Job:
         """The static offset, centred: 2**(logit - offset) and its sums have the same room."""
         return math.ceil(self.log2_count / 2)
 
-    def may_be_bounded(self, block: Block, most: float = config.RANGE) -> bool | None:
+    @property
+    def range(self) -> float:
+        return config.KEPT_RANGE if self.keeps else config.RANGE
+
+    @property
+    def bounded(self) -> bool | None:
         """Whether the static offset serves; None where only the device knows the temperature."""
-        if not self.problem.normalize or block.bias is not None:
+        biased = any(block.bias is not None for block in self.blocks)
+        # A row's sum may lie beyond all cosines.
+        biased |= self.operands.own_bias is not None or self.problem.group_log_weight != 0
+        if not self.problem.normalize or biased:
             return False
-        if self.operands.own_bias is not None:  # a row's sum may lie beyond all cosines
-            return False
-        if not block.in_batch and self.problem.group_log_weight:
+        if self.keeps and self.query.data.dtype == torch.float16:  # has too few exponents
             return False
         if isinstance(self.scale, Tensor):
-            return None
-        return 2 * math.log2(math.e) * self.scale + self.log2_count <= most
+            # Small ones take the way that always works, with half as many launches.
+            pairs = self.query.count * sum(block.rows.count for block in self.blocks)
+            return False if pairs <= SMALL_PAIRS else None
+        return 2 * math.log2(math.e) * self.scale + self.log2_count <= self.range
 
     @property
     def scaling(self) -> dict[str, Any]:
@@ -131,13 +154,14 @@ class Job:
 def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
     """Norms and aligned copies of all operands, similarities of the positives."""
     query = _rows(operands.query, problem)
-    key = _rows(operands.key, problem)
+    key = query if problem.one_set else _rows(operands.key, problem)
     blocks = []
     size = query.data.element_size()
     guide = _guide(operands.guide_query, size)
     if problem.in_batch:
         theirs = _guide(operands.guide_key, size)
-        blocks.append(Block(key, True, _contiguous(operands.key_ids), theirs))
+        ids = operands.query_ids if problem.one_set else operands.key_ids
+        blocks.append(Block(key, True, _contiguous(ids), theirs))
     if operands.negatives is not None:
         theirs = _guide(operands.guide_negatives, size)
         blocks.append(

@@ -24,7 +24,7 @@ from ...kernels import config
 from ...kernels import select as kernels
 from ..scores import row_measures, unpacked
 from ..select_torch import Block, merge
-from . import prepared
+from . import passes, prepared
 from .passes import descriptor
 from .prepared import interpreted, row_programs
 
@@ -34,7 +34,8 @@ NORM_BITS = 9
 LARGE = 1e18
 """Norms from here on: products might overflow."""
 MANY = 8
-"""Candidates a row, in units of k, beyond which a float32 product goes between scan and score."""
+"""Candidates a row, in units of k, beyond which a float32 product goes between scan and score,
+where its operands fit the workspace."""
 
 
 def select(
@@ -51,9 +52,9 @@ def _select(
     above = None if above is None else above.clone()
     n, m = len(block.query), len(block.corpus)
     bits = block.query.dtype == torch.uint8
-    # A scanned row in 16 and maybe in 32 bits, and what packed bits unpack to.
-    row_bytes = 8 * block.query.shape[1] * (8 if bits else 1) + 64
-    columns_at_once = max(1, min(m, budget // 4 // row_bytes))
+    # A scanned row, and what packed bits unpack to.
+    row_bytes = block.query.shape[1] * (24 if bits else 2) + 64
+    columns_at_once = max(1, min(m, budget // 2 // row_bytes))
     width = _width(columns_at_once, scores.shape[1])
     # Maxima, their bounds, and what is known of the groups.
     groups = triton.cdiv(columns_at_once, width)
@@ -198,13 +199,14 @@ class Products:
     def maxima(self, cap: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(rows, groups): the largest value of each, and how many are above the cap."""
         tile, x, y = self.tile, self.x.data, self.y.data
+        bulk = tile.bulk or (interpreted() and passes.BULK_IN_THE_INTERPRETER)
         most = torch.empty((len(x), self.span.groups), device=x.device)
         lost = None if cap is None else torch.empty_like(most, dtype=torch.int32)
         grid = (triton.cdiv(len(x), tile.block_m) * triton.cdiv(len(y), tile.block_n),)
         kernels.group_maxima[grid](
-            descriptor(x, tile.block_m, tile.block_k) if tile.bulk else x,
-            descriptor(y, tile.block_n, tile.block_k) if tile.bulk else y,
-            most=most, lost=lost, rows=len(x), groups=self.span.groups, BULK=tile.bulk,
+            descriptor(x, tile.block_m, tile.block_k) if bulk else x,
+            descriptor(y, tile.block_n, tile.block_k) if bulk else y,
+            most=most, lost=lost, rows=len(x), groups=self.span.groups, BULK=bulk,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP=tile.group,
             num_warps=tile.warps, num_stages=tile.stages, **self._common(cap),
         )  # fmt: skip
@@ -346,7 +348,8 @@ class Span:
             self.over.index_add_(0, row, lost.long())
         tau = self._raised_by(row, value, error, tau, cap)
         reaches = (value + error[:, None] >= tau[row][:, None]) & (value > -torch.inf)
-        if int(reaches.sum()) > MANY * k * len(tau):
+        fits = 4 * self.x.rows.shape[1] * self.width * self.groups <= self.budget // 4
+        if fits and int(reaches.sum()) > MANY * k * len(tau):
             if self.fine is None:
                 self.fine = Products(self, torch.float32)
             error = self.fine.error[row, group]
