@@ -132,6 +132,9 @@ def describe_build() -> dict[str, str]:
     if not build.get("built"):
         return {"built": "no", "reason": str(build.get("reason") or "unknown")}
     facts = {"built": "yes", "for torch": build.get("torch"), "with": build.get("compiler")}
+    cuda = build.get("cuda") or {}
+    if cuda.get("built"):
+        facts["cuda"] = f"CUDA {cuda['cuda']}, for GPUs {cuda['architectures']}"
     if build.get("sanitize"):
         facts["sanitizers"] = build["sanitize"]
     return {key: str(value) for key, value in facts.items()} | _kernel_choice()

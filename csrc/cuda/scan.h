@@ -31,9 +31,11 @@ struct TileTerms {
   float norm[panel_rows], residual[panel_rows], x_scale[panel_rows];
   int64_t left_begin[panel_rows];
   int32_t left[panel_rows];  // how many columns of the tile the row leaves out
+  TilePlace place;
 
   // By threads 0, 1, ..., count - 1.
   CO_DEVICE void fill(const Selection& s, const TilePlace& at, int me, int count) {
+    if (me == 0) place = at;
     for (int c = me; c < width; c += count) {
       const int64_t column = at.column + c;
       scale[c] = s.y_scale[column];
@@ -69,8 +71,9 @@ struct TileTerms {
 // The maximum of a group of the tile for one row, from the four lanes (t = 0..3) that hold it: lane t
 // has columns 8 j + 2 t and 8 j + 2 t + 1 of it, for j = 0..3, in value[2 j] and value[2 j + 1].
 template <int width>
-CO_DEVICE void emit_group(const Selection& s, const TileTerms<width>& terms, const TilePlace& at,
-                          int row, int column, float (&value)[8]) {
+CO_DEVICE void emit_group(const Selection& s, const TileTerms<width>& terms, int row, int column,
+                          float (&value)[8]) {
+  const TilePlace at = terms.place;
   const int t = lane() % 4;
   const float weight = terms.weight[row];
 #pragma unroll
@@ -166,7 +169,7 @@ struct Scan {
         float value[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) value[i] = total[m][i / 2][2 * half + i % 2];
-        emit_group(s, terms, at, down + 16 * m + 8 * half + lane() / 4, across, value);
+        emit_group(s, terms, down + 16 * m + 8 * half + lane() / 4, across, value);
       }
     }
   }

@@ -15,6 +15,10 @@ struct ScanHopper {
   static constexpr int width = 256, stages = 4;
   static constexpr int stage_bytes = 3 * slice_bytes;  // 128 rows, and 256 columns in two panels
   static constexpr int lookers = 3, multipliers = 8;   // warps
+  // Registers of a thread that feeds and of one that multiplies. A block has what it started with,
+  // 168 a thread: asking for more would wait for ever.
+  static constexpr int few = 88, many = 208;
+  static_assert(few + 2 * many <= 3 * (65536 / threads / 8 * 8));
   using Params = Selection;
 
   struct Shared {
@@ -61,11 +65,11 @@ struct ScanHopper {
     sync_block();
     const int64_t count = s.padded_rows / panel_rows * (s.chunk / width);
     if (thread() < 128) {
-      fewer_registers<80>();
+      fewer_registers<few>();
       if (thread() == 0) feed(s, m, count);
       if (thread() >= 32) look_up(s, m, count);
     } else {
-      more_registers<216>();
+      more_registers<many>();
       multiply_tiles(s, m, count);
     }
   }
@@ -111,6 +115,7 @@ struct ScanHopper {
       for (int64_t slice = 0; slice < s.slices; ++slice, turn.next()) {
         barrier_wait(&m.full[turn.at], turn.parity);
         const char* a = m.slices[turn.at];
+        hold(total);
         products_begin();
 #pragma unroll
         for (int k = 0; k < depth_step / 16; ++k) {
@@ -118,15 +123,16 @@ struct ScanHopper {
                           matrix_descriptor(a + slice_bytes, 0, 2 * k), slice > 0 || k > 0, T{});
         }
         products_commit();
+        hold(total);
         products_wait<1>();  // the slice before is read
         if (slice > 0 && lane() == 0) barrier_arrive(&m.empty[before]);
         before = turn.at;
       }
       products_wait<0>();
+      hold(total);
       if (lane() == 0) barrier_arrive(&m.empty[before]);
 
       barrier_wait(&m.known[term.at], term.parity);
-      const TilePlace at = tile_place<width>(s, tile);
       const int row = first_row + thread() % 128 / 32 * 16 + lane() / 4;
 #pragma unroll
       for (int group = 0; group < width / group_size; ++group) {
@@ -135,7 +141,7 @@ struct ScanHopper {
           float value[8];
 #pragma unroll
           for (int i = 0; i < 8; ++i) value[i] = total[4 * (4 * group + i / 2) + 2 * half + i % 2];
-          emit_group(s, m.terms[term.at], at, row + 8 * half, group * group_size, value);
+          emit_group(s, m.terms[term.at], row + 8 * half, group * group_size, value);
         }
       }
       sync_warp();

@@ -16,7 +16,10 @@ FLAGS += " -Wno-unknown-pragmas -Wno-clobbered"
 
 @pytest.fixture(scope="session")
 def host_library(tmp_path_factory):
-    """The path of csrc/cuda as a library for the CPU."""
+    """The path of csrc/cuda as a library for the CPU; one that the environment names is taken."""
+    named = os.environ.get("CONTRASTIVE_OPS_CUDA_LIBRARY")
+    if named:
+        return named
     compiler = os.environ.get("CXX", "g++")
     path = tmp_path_factory.mktemp("cuda") / "host.so"
     source = ROOT / "csrc" / "cuda" / "selection.cu"

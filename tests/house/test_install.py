@@ -118,7 +118,51 @@ def test_without_a_compiler(sources):
     output = build(sources, "build_ext", "--inplace", CXX="no-such-compiler")
     assert "installing without the C++ kernels" in output
     assert record(sources)["built"] is False
+    assert record(sources)["cuda"]["built"] is False
     assert "no-such-compiler" in record(sources)["reason"]
+
+
+NVCC = """#!/bin/sh
+if [ "$1" = --version ]; then echo "Cuda compilation tools, release $NVCC_RELEASE, V1"; exit; fi
+echo "$@" >> "$0.calls"
+[ -z "$NVCC_REFUSES" ] || { echo "error: no such thing" >&2; exit 2; }
+while [ "$1" != -o ]; do shift; done
+echo library > "$2"
+"""
+
+
+def test_cuda_kernels_where_nvcc_suits_torch(sources, tmp_path):
+    """A stand-in for nvcc, and a torch that says it has CUDA; failures only cost the kernels."""
+    nvcc = tmp_path / "home" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import torch; torch.version.cuda = '13.1'\n")
+    (sources / "csrc" / "cuda").mkdir()
+    (sources / "csrc" / "cuda" / "selection.cu").write_text("")
+    library = sources / "contrastive_ops" / "_cuda.so"
+    environment = {"CXX": "no-such-compiler", "CUDA_HOME": str(tmp_path / "home")}
+    environment |= {"PYTHONPATH": str(site), "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
+
+    build(sources, "build_ext", "--inplace", NVCC_RELEASE="13.0", **environment)
+    facts = record(sources)["cuda"]
+    assert facts == {"built": True, "cuda": "13.0", "architectures": "8.0;9.0+PTX"}
+    assert library.read_text() == "library\n"
+    (call,) = nvcc.with_name("nvcc.calls").read_text().splitlines()
+    for architecture in ("sm_80", "sm_90a", "code=compute_90"):
+        assert f"code={architecture}".replace("code=code", "code") in call
+
+    build(sources, "build_ext", "--inplace", NVCC_RELEASE="12.8", **environment)
+    assert record(sources)["cuda"]["reason"] == "nvcc is of CUDA 12.8, torch of 13.1"
+    assert not library.exists()
+
+    (sources / "csrc" / "cuda" / "selection.cu").write_text("// changed")
+    refused = {"NVCC_RELEASE": "13.0", "NVCC_REFUSES": "1"}
+    build(sources, "build_ext", "--inplace", **refused, **environment)
+    assert "nvcc failed: error: no such thing" in record(sources)["cuda"]["reason"]
+    assert not library.exists()
 
 
 @pytest.mark.slow

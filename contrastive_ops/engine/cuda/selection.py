@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..exclusions import Exclusions
+from ..scores import score_dtype
 from ..select_torch import Block
 from .library import Arguments, Library, load
 
@@ -87,7 +88,7 @@ def select(
         first=block.first,
         k=k,
         capacity=plan.capacity,
-        exclude=exclude and exclude.index.contiguous(),
+        exclude=None if exclude is None else exclude.index.contiguous(),
         column_label=block.labels and block.labels[1],
         y_factor=torch.empty(m, dtype=torch.float64, device=device),
     )
@@ -138,9 +139,13 @@ class _Stripe:
             x=query,
             rows=len(query),
             padded_rows=padded,
-            exclude_begin=exclude and exclude.begin[part.start : part.stop + 1].contiguous(),
+            exclude_begin=None
+            if exclude is None
+            else exclude.begin[part.start : part.stop + 1].contiguous(),
             row_label=block.labels and block.labels[0][part],
-            limit=None if block.upper is None else block.upper[part].contiguous(),
+            limit=None
+            if block.upper is None
+            else block.upper[part].to(score_dtype(query)).contiguous(),
         )
 
     def list_groups(
@@ -216,8 +221,7 @@ class _Stripe:
             pair_order=group.argsort(stable=True),
             row_begin=torch.nn.functional.pad(count.cumsum(0), (1, 0)),
         )
-        kind = torch.float64 if self.query.dtype == torch.float64 else torch.float32
-        self._new(pairs, pair_scores=(kind, GROUP))
+        self._new(pairs, pair_scores=(score_dtype(self.query), GROUP))
         self._run("score")
         self._run("merge")
         return pairs * GROUP
