@@ -7,7 +7,8 @@ import torch
 from cases import normal
 from checks import Check, on
 
-from contrastive_ops import nt_xent, sigmoid_loss
+from contrastive_ops import info_nce, nt_xent, sigmoid_loss
+from contrastive_ops.engine.gpu import prepared
 
 N, WIDTH = 23, 20
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
@@ -40,6 +41,8 @@ def all_checks(device: str) -> Iterator[Check]:
     for dtype in LIMITS:
         yield f"pairs, {dtype}", partial(check_pairs, "plain", dtype, 900, device)
     yield "pairs, far from zero", partial(check_far, device)
+    for kind in ("one-way", "two-way", "one set"):
+        yield f"the device chooses, {kind}", partial(check_chosen_on_device, kind, device)
 
 
 def sanitized_checks(device: str) -> Iterator[Check]:
@@ -69,6 +72,30 @@ def check_pairs(name, dtype, workspace, device) -> None:
             for b in ("reference", "triton")
         ]
         _compare(*results, dtype)
+
+
+def check_chosen_on_device(kind, device) -> None:
+    """Both variants are launched, one of them runs: with a static offset, and without."""
+    query, key = normal(N, WIDTH, seed=170).float(), normal(N, WIDTH, seed=171).float()
+    rows = [query.to(device), (key + query).to(device)]
+    loss = nt_xent if kind == "one set" else partial(info_nce, symmetric=kind == "two-way")
+    before = prepared.SMALL_PAIRS
+    prepared.SMALL_PAIRS = 0
+    try:
+        for temperature in (0.1, 0.005):
+            for smoothing, workspace in ((0.0, None), (0.1, 1500)):
+                scalars, more = {"temperature": temperature}, {"label_smoothing": smoothing}
+                exact, found = (
+                    _gradients(loss, rows, scalars, True, workspace, b, more)
+                    for b in ("reference", "triton")
+                )
+                # The error rule's share for rounding: an ulp of the largest logit.
+                limit = 1e-6 + torch.finfo(torch.float32).eps / temperature
+                for a, b in zip(exact, found, strict=True):
+                    error = (a - b).abs().max() / a.abs().max()
+                    assert error <= limit, (temperature, smoothing, error)
+    finally:
+        prepared.SMALL_PAIRS = before
 
 
 def check_far(device) -> None:
