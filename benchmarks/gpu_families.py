@@ -6,7 +6,7 @@ A new one is a module with `plans` and `cases` and a line here; its tile kernels
 
 from __future__ import annotations
 
-from . import gpu_checks, gpu_selection, gpu_softmax, gpu_tokens
+from . import gpu_checks, gpu_pairs, gpu_selection, gpu_softmax, gpu_tokens
 from .gpu_cases import Family
 
 FAMILIES = (
@@ -17,6 +17,8 @@ FAMILIES = (
         share=6,
         checks=gpu_checks.device_checks,
     ),
+    Family("nt_xent", gpu_pairs.one_set_plans, gpu_pairs.one_set_cases, share=1),
+    Family("sigmoid_loss", gpu_pairs.pair_sum_plans, gpu_pairs.pair_sum_cases, share=1),
     Family(
         "row_select",
         gpu_selection.plans,

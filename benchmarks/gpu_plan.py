@@ -10,7 +10,7 @@ The model, per launch, over the architecture's data-sheet rates:
   operations a clock. With two or more resident tiles product and epilogue overlap, with one they
   add up. Whole waves of tiles. Never less than the bytes written at the memory's rate.
 * library products: 75 % of the tensor cores' rate, or their bytes at the memory's rate.
-* row-wise kernels: their bytes at 80 % of the memory's rate.
+* row-wise kernels: their bytes at 80 % of the memory's rate (in place: twice).
 * 3 microseconds a launch at least.
 """
 
@@ -196,7 +196,7 @@ def _softmax_work(operations: float, target: str) -> Callable[[dict[str, Any]], 
             flops=2.0 * m * n * depth,
             l2_bytes=float((m + n) * depth * itemsize(a["x"])),
             elements=m * n,
-            exponentials=1 if a["BOUNDED"] else 2,
+            exponentials=1 if a.get("BOUNDED", True) else 2,
             operations=operations,
             written=_bytes(a.get(target)),
         )
@@ -230,12 +230,16 @@ def _token_work(a: dict[str, Any]) -> Work:
 TILE_KERNELS: dict[str, Callable[[dict[str, Any]], Work]] = {
     "statistics": _softmax_work(8, "kept"),
     "coefficients": _softmax_work(9, "z"),
+    "pairwise": _softmax_work(28, "z"),
     "group_maxima": _selection_work("BLOCK_N", "most"),
     "group_values": _selection_work("WIDTH", "values"),
     "token_maxima": _token_work,
 }
 """Kernels that have to use the tensor cores, by name: their work from a launch's arguments. Every
 other kernel counts as row-wise."""
+
+
+IN_PLACE = ("rescale",)
 
 
 def itemsize(x: Any) -> int:
@@ -284,4 +288,5 @@ def _row_bytes(step: Launch) -> float:
         for v in step.arguments.values()
         if isinstance(v, Tensor)
     }
-    return float(sum(tensors.values()))
+    moved = float(sum(tensors.values()))
+    return moved + tensors[id(step.arguments["kept"])] if step.name in IN_PLACE else moved

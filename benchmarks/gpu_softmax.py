@@ -29,7 +29,7 @@ def step(problem: SimilarityProblem, operands: Operands) -> object:
     """Loss and all gradients of a problem."""
     wanted = (
         True,
-        True,
+        not problem.one_set,
         operands.negatives is not None,
         operands.own_negatives is not None,
         operands.temperature is not None,

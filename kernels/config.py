@@ -17,15 +17,16 @@ from pathlib import Path
 TUNED_VARIABLE = "CONTRASTIVE_OPS_TUNED"
 """Names a file of tiles that tuning found for this machine; without it the table holds."""
 
-ROLES = ("plain", "levered", "maxima", "screened", "guided")
+ROLES = ("plain", "levered", "maxima", "screened", "guided", "crowded")
 """What the epilogue does, which decides how large a tile fits:
 
 plain: one exponential an element, no maxima (also: one offset a row that is known before).
 levered: besides, each exponential times its similarity, for the temperature's gradient.
 maxima: the largest logit of each row, or of each row and column, comes first; or each direction
     has its own exponential.
-screened: ids, positives by index, margins or smoothing; or maxima and levered together.
+screened: ids, margins or smoothing, or a sum over pairs; or maxima and levered together.
 guided: a second product, of a guide's embeddings, in the same tile.
+crowded: margins, smoothing and levered together.
 """
 
 RANGE = 252.0
@@ -186,6 +187,9 @@ def tile_for(
         return INTERPRETER
     key = (architecture.name, "16" if itemsize == 2 else precision, role)
     found = tuned(os.environ.get(TUNED_VARIABLE)).get(key) or _TABLE.get(key)
+    if found is None and role == "crowded":
+        # Rare, and six tiles of registers: anything larger spills on one of the architectures.
+        return Tile(64, 32, 128 // itemsize, 4, 3, bulk=architecture.bulk and itemsize == 2)
     return found or analytic(architecture, role, itemsize, precision)
 
 

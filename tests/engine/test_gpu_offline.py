@@ -47,11 +47,17 @@ def test_tiles_use_the_hardware(plans):
             assert 0 < kernel["shared"] <= 227 << 10
 
 
-def test_one_way_computes_the_logits_once(plans):
-    """3G: one pass of tiles and two library products a chunk; two ways have a second pass."""
-    one, two = (plan for plan in plans if plan["family"] == "info_nce")
+def test_how_often_the_logits_are_computed(plans):
+    """3G: one pass of tiles and two library products a chunk; two ways and one set against itself
+    have a second pass, at half the work where the matrix is symmetric."""
+    found = {(plan["family"], plan["problem"]): plan for plan in plans}
+    one, two = (found["info_nce", f"{way}, T a number"] for way in ("one way", "two ways"))
+    same, pairs = found["nt_xent", "T a number"], found["sigmoid_loss", "T and bias tensors"]
     assert {kernel["kernel"] for kernel in tiles(one)} == {"statistics"}
     assert {kernel["kernel"] for kernel in tiles(two)} == {"statistics", "coefficients"}
+    assert {kernel["kernel"] for kernel in tiles(same)} == {"statistics", "coefficients"}
+    assert {kernel["kernel"] for kernel in tiles(pairs)} == {"pairwise"}
+    assert same["predicted_seconds"] < 0.55 * two["predicted_seconds"]
     for plan in plans:
         assert plan["predicted_seconds"] > plan["roofline_seconds"]
 

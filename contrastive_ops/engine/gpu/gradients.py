@@ -110,7 +110,8 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
     half = job.query.data.dtype == torch.float16
     carried = NORM_TARGET[torch.float16] if half and job.problem.normalize else 0
     kept_factor = 2.0 ** (HALF_ROOM + carried) if half else 1.0
-    factor, undo = scaling_of(job, weight, 0)
+    # Times its amount a unit row has room to spare, one as given none: amounts are below 2 weights.
+    factor, undo = scaling_of(job, weight, 0 if job.problem.normalize else -HALF_ROOM - 1)
     undo_y = undo / kept_factor
     state = passes.empty_state(job, n)
     settled = passes.unsettled(job, True, True)

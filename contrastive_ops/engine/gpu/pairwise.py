@@ -89,7 +89,7 @@ def _pass(
     factor: Tensor | float = 1.0,
 ) -> Tensor:
     """(3, rows) sums, and z."""
-    tile = passes.tile_of(job, block, "maxima")
+    tile = passes.tile_of(job, block, "screened")
     height, width = rows_here[1] - rows_here[0], columns[1] - columns[0]
     tiles_m, tiles_n = triton.cdiv(height, tile.block_m), triton.cdiv(width, tile.block_n)
     parts = torch.empty((3, tiles_n, height), dtype=torch.float32, device=job.query.data.device)

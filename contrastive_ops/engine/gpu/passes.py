@@ -82,10 +82,14 @@ def _role(job: Job, block: Block, bounded: bool, levered: bool) -> str:
 
 
 def _screened(job: Job, block: Block) -> str | None:
+    limited = block.in_batch and job.limit is not None
     if block.guide is not None:
         return "guided"
-    by_pair = block.ids is not None or (block.in_batch and job.index is not None)
-    by_value = job.problem.label_smoothing > 0 or (block.in_batch and job.limit is not None)
+    if job.levered and limited and job.problem.label_smoothing > 0:
+        return "crowded"
+    # Positives by index alone leave room enough, unless a lever wants it.
+    by_pair = block.ids is not None or (block.in_batch and job.index is not None and job.levered)
+    by_value = job.problem.label_smoothing > 0 or limited
     return "screened" if by_pair or by_value else None
 
 
