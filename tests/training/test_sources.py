@@ -236,6 +236,11 @@ def test_sources_of_one_shape_are_taken_together(tmp_path):
     (tmp_path / "c.txt").write_text("alone\n")
     with pytest.raises(ValueError, match=r"c\.txt: got sentence, expected anchor, positive as in"):
         read_data(Settings(recipe="", data=[*sources, str(tmp_path / "c.txt")]))
+    (tmp_path / "d.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": ["m", "n"]}\n')
+    (tmp_path / "e.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": ["m"]}\n')
+    uneven = [str(tmp_path / "d.jsonl"), str(tmp_path / "e.jsonl")]
+    with pytest.raises(ValueError, match=r"e\.jsonl: got 1 negatives a row, expected 2 as in"):
+        read_data(Settings(recipe="", data=uneven, negatives=2))
 
 
 def test_a_dataset_on_disk_is_read(tmp_path):
