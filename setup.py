@@ -204,7 +204,11 @@ setup(
         "contrastive_ops.kernels": "kernels",
         "contrastive_ops.benchmarks": "benchmarks",
     },
-    package_data={"contrastive_ops": ["py.typed"], "contrastive_ops.training.recipes": ["*.yaml"]},
+    package_data={
+        "contrastive_ops": ["py.typed"],
+        "contrastive_ops.report": ["*.jinja"],
+        "contrastive_ops.training.recipes": ["*.yaml"],
+    },
     include_package_data=False,
     ext_modules=(
         [] if REASON else [Extension("contrastive_ops._C", sources=SOURCES, depends=HEADERS)]

@@ -1,4 +1,4 @@
-"""The command line: ``contrastive-ops {info, train, mine, search, bench}``.
+"""The command line: ``contrastive-ops COMMAND``.
 
 A command is a module with ``HELP`` (its description), ``configure(parser)`` (its arguments) and
 ``run(args)`` (its exit code). One that sets the default ``passes_on`` finds in ``args.rest`` what
@@ -32,10 +32,18 @@ class Command:
 COMMANDS = {
     "info": Command("contrastive_ops.info", "show versions, the CPU, and which backends work"),
     "train": Command("contrastive_ops.training.train", "train a sentence embedding model", "train"),
+    "report": Command("contrastive_ops.report.command", "write the page of a run", "train"),
     "mine": Command(
         "contrastive_ops.mining.command", "mine hard negatives for pairs of texts", "train"
     ),
-    "search": Command("contrastive_ops.training.search", "ask a trained model", "train"),
+    "evaluate": Command(
+        "contrastive_ops.evaluation.command", "score models on tables of texts", "train"
+    ),
+    "encode": Command(
+        "contrastive_ops.search.encode_command", "write the embeddings of texts to a file", "train"
+    ),
+    "index": Command("contrastive_ops.search.index_command", "make documents searchable", "train"),
+    "search": Command("contrastive_ops.search.command", "ask an index or a trained model", "train"),
     "bench": Command(
         "contrastive_ops.benchmarks.command", "measure speed, memory and error", "bench"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ class Evaluator(BaseEvaluator):
         batch_size: texts at a time.
         similarity: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``; the model's own by
             default.
-        progress: whether encoding shows a bar.
+        progress: whether encoding shows a bar; None: where there is a terminal.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Evaluator(BaseEvaluator):
         name: str = "",
         batch_size: int = 64,
         similarity: str | None = None,
-        progress: bool = False,
+        progress: bool | None = False,
     ) -> None:
         super().__init__()
         if similarity is not None and similarity not in SIMILARITIES:
@@ -84,7 +85,7 @@ def embed(
     side: Side = "plain",
     *,
     batch_size: int = 64,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Tensor:
     """(N, D) embeddings on the model's device, float32 at least; each distinct text runs once.
 
@@ -93,8 +94,9 @@ def embed(
         texts: N >= 1 of them.
         side: ``"query"`` and ``"document"`` choose the prompts of a model that has such.
         batch_size: texts at a time.
-        progress: whether to show a bar.
+        progress: whether to show a bar; None: where there is a terminal.
     """
+    progress = sys.stderr.isatty() if progress is None else progress
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     encode = {
         "plain": model.encode,
@@ -138,6 +140,4 @@ def load_model(name: str, **options: Any) -> SentenceTransformer:
     inside = Path(name) / "model"
     is_run = inside.is_dir() and not (Path(name) / "modules.json").exists()
     local = Path(name).is_dir()
-    return SentenceTransformer(
-        str(inside) if is_run else name, local_files_only=local or None, **options
-    )
+    return SentenceTransformer(str(inside) if is_run else name, local_files_only=local, **options)

@@ -120,7 +120,8 @@ def read_columns(source: str, *roles: Role) -> tuple[Table, tuple[str, ...]]:
             ``.txt`` of one text a line (column ``sentence``), a ``.jsonl``, a ``.parquet``, or the
             folder or name of a Hugging Face dataset, with ``@SPLIT`` if it has several.
         roles: for each the names that are looked for where `source` names no columns. A table
-            without them, but with as many columns as roles, is taken in its own order.
+            without them, but with as many columns as roles, is taken in its own order if all are
+            texts.
 
     Raises:
         ValueError: no such file, no rows, a file that cannot be read, or columns that are missing.
@@ -129,7 +130,8 @@ def read_columns(source: str, *roles: Role) -> tuple[Table, tuple[str, ...]]:
     table = read_table(path)
     if names is None:
         names = [next((n for n in role if n in table.columns), "") for role in roles]
-        if "" in names and len(table.columns) == len(roles):
+        only_texts = SCORE not in roles and LABEL not in roles
+        if "" in names and only_texts and len(table.columns) == len(roles):
             names = list(table.columns)
         if "" in names:
             expected = ", ".join(role[0] for role in roles)
@@ -174,7 +176,10 @@ def read_table(path: str, *, splits: Sequence[str] = SPLITS) -> Table:
     if suffix == ".parquet":
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-        columns = pq.read_table(path).to_pydict()
+        try:
+            columns = pq.read_table(path).to_pydict()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
         table = Table(path, columns, range(1, 1 + _length(columns)), "row")
     elif suffix in FORMATS:
         text = _decode(path)

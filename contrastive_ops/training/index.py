@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import semantic_search
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..mining.topk import topk_similarity
 from .atomic import atomic_path
 from .corpus import Corpus
 from .docstrings import Function
@@ -60,5 +60,6 @@ def search(folder: RunFolder, query: str, *, top: int) -> list[Hit]:
     embedding = model.encode(query, convert_to_tensor=True, show_progress_bar=False)
     if not embedding.any():
         raise ValueError(f"query: expected letters or digits to search for, got {query!r}")
-    found = semantic_search(embedding, embeddings, top_k=top)[0]
-    return [Hit(functions[int(hit["corpus_id"])], float(hit["score"])) for hit in found]
+    found = topk_similarity(embedding[None], embeddings, min(top, len(embeddings)))
+    hits = zip(found.scores[0].tolist(), found.indices[0].tolist(), strict=True)
+    return [Hit(functions[row], score) for score, row in hits]
