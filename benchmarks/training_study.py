@@ -44,7 +44,7 @@ def study(
     """One part: trains, and sums up with the first and last losses and the time of a step."""
     trainer = {"disable_tqdm": True, "save_strategy": "no", "load_best_model_at_end": False}
     settings["trainer"] = trainer | settings.get("trainer", {})
-    summary = recipe(data, folder, seeds=seeds, **settings)
+    summary = recipe(data, folder, seeds=seeds, report=False, **settings)
     runs = [read_result(folder / f"seed-{seed}") for seed in summary["seeds"]]
     spent = [_seconds(run.log) for run in runs]
     return {
@@ -191,6 +191,7 @@ def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
             data / "sentences/sentences.tsv",
             folder / f"batch-{batch}",
             model=str(bert),
+            report=False,
             trainer={
                 "per_device_train_batch_size": batch,
                 "max_steps": steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import logging
 import platform
@@ -71,6 +70,7 @@ def train(
     *,
     restart: bool = False,
     export: bool = False,
+    report: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     command: str = "",
 ) -> Result:
@@ -84,6 +84,7 @@ def train(
         output: folder of the run.
         restart: forget what is in the folder.
         export: also save the backbone for transformers' own classes, in ``output/huggingface``.
+        report: also draw ``output/report.html``.
         callbacks: for the trainer.
         command: what to note as the command line (default: this process's).
 
@@ -131,6 +132,8 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
         _save(trainer, output, settings, evaluators, export=export)
+        if report:
+            _report(output)
     trainer.accelerator.wait_for_everyone()
     return read_result(output)
 
@@ -379,13 +382,12 @@ def _save(
             export_plain(model, scratch)
     with atomic_path(output / "model") as scratch:
         model.save_pretrained(str(scratch))
-    _report(output)
 
 
 def _report(output: Path) -> None:
-    if importlib.util.find_spec("contrastive_ops.report") is None:
-        return
+    from ..report import write_report
+
     try:
-        importlib.import_module("contrastive_ops.report").write_report(output)
+        write_report(output)
     except Exception as error:  # the model is there: a picture that fails must not lose the run
         logging.getLogger(__name__).warning("no report of %s: %s", output, error)

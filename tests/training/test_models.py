@@ -193,6 +193,7 @@ def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
         pooler="mean",
         head="none",
         export=True,
+        report=False,
         trainer=trainer | {"disable_tqdm": True},
         **settings,
     )
@@ -245,6 +246,7 @@ def test_a_recipe_on_minilm(name, few, minilm, tmp_path):
         few / source,
         tmp_path / "run",
         model=minilm,
+        report=False,
         trainer={
             "num_train_epochs": 4,
             "per_device_train_batch_size": 16,
