@@ -180,6 +180,13 @@ class InfoNCE(RecipeLoss):
             self.slow = slow
         self.enqueued: tuple[Tensor, Tensor] | None = None
 
+    def train(self, mode: bool = True) -> InfoNCE:
+        """The moving average stays without dropout."""
+        super().train(mode)
+        if self.queue is not None:
+            self.slow.eval()
+        return self
+
     def embeddings(self, features: list[Features]) -> tuple[list[Tensor], list[Tensor]]:
         guided = self.frozen[0] is not None
         if len(features) == (2 if guided else 1):  # one text, two views
