@@ -65,6 +65,7 @@ def main() -> None:
                 args.data,
                 scratch,
                 seeds=args.seeds,
+                report=False,
                 model=args.model,
                 pooler=args.pooler,
                 head="none" if args.pooler == "mean" else "train-only",

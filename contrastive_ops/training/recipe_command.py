@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument(
         "--export", action="store_true", help="also save the backbone for transformers alone"
     )
+    parser.add_argument("--no-report", action="store_true", help="draw no report.html")
     parser.add_argument(
         "--show", action="store_true", help="print all settings as YAML and do nothing"
     )
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from .run import train, train_seeds
 
     options: dict[str, Any] = {"restart": args.restart, "export": args.export}
+    options["report"] = not args.no_report
     try:
         if args.seeds is not None:
             summary = train_seeds(settings, args.output, args.seeds, **options)
