@@ -146,7 +146,8 @@ def run_seed(study: Study, seed: int, arms: Iterable[str]) -> dict[str, Any]:
     results["start"] = study.score(model)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     for name in arms:
-        rules, facts, negatives = ARMS[name], {}, None
+        rules, negatives = ARMS[name], None
+        facts: dict[str, Any] = {}
         model.load_state_dict(start)
         if rules is not None:
             negatives, facts = study.mined(model, rules, seed)

@@ -20,7 +20,7 @@ from typing import Any
 
 from contrastive_ops.training import recipes
 from contrastive_ops.training.atomic import write_json
-from contrastive_ops.training.run import read_result, versions
+from contrastive_ops.training.run import Result, read_result, versions
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 Rows = list[list[str]]
@@ -201,6 +201,7 @@ def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
                 "disable_tqdm": True,
             },
         )
+        assert isinstance(result, Result)
         # The first step also warms up. Every step is logged: with its accuracy and ranks.
         spent = [entry["seconds"] for entry in result.log[1:]]
         shares = sorted(s["loss"] / (s["loss"] + s["encoder"] + s["data"]) for s in spent)

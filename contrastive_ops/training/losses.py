@@ -15,14 +15,12 @@ from .. import functional
 from ..losses import Temperature
 from ..objectives.heads import PairSoftmaxLoss
 from ..objectives.queues import EmbeddingQueue, momentum_encoder
+from ..objectives.statistics import Statistics
 from .auxiliary import MaskedLanguageModel
 from .poolers import has_dropout, mlp_head
 from .settings import Settings
 from .stopwatch import Stopwatch, after_loss, before_loss
 from .views import Features, Views, edges
-
-#: Queries of a batch that accuracy and rank are taken of: enough to see a trend, and cheap.
-_SAMPLE = 256
 
 
 class RecipeLoss(nn.Module):
@@ -226,8 +224,6 @@ class InfoNCE(RecipeLoss):
             options |= {"guide": guide, "guide_margin": settings.guide_margin}
         if self.queue is not None and len(self.queue) and self.training:
             negatives, options = self._with_queue(negatives, options, labels)
-        if self.wants_statistics:
-            self._look_at_batch(query, key, negatives, options)
         return functional.info_nce(
             query,
             key,
@@ -235,6 +231,7 @@ class InfoNCE(RecipeLoss):
             symmetric=settings.symmetric,
             matryoshka_dims=settings.matryoshka_dims or None,
             backend=settings.backend,
+            statistics=self._look if self.wants_statistics else None,
             **options,
         )
 
@@ -259,21 +256,7 @@ class InfoNCE(RecipeLoss):
         place = torch.searchsorted(known, ids.contiguous()).clamp(max=len(known) - 1)
         return torch.where(known[place] == ids, group[place], -1)
 
-    def _look_at_batch(
-        self, query: Tensor, key: Tensor, negatives: Tensor | None, options: dict[str, Any]
-    ) -> None:
-        """Accuracy and rank of the positives of a part of the batch."""
-        n = min(len(query), _SAMPLE)
-        part = dict(options)
-        if "query_ids" in part:
-            part["query_ids"] = part["query_ids"][:n]
-        if "guide" in part:
-            guide = part["guide"]
-            part["guide"] = [guide[0][:n], guide[1]]
-        own = negatives[:n] if negatives is not None and negatives.dim() == 3 else negatives
-        if negatives is not None and negatives.dim() == 3 and "negative_ids" in part:
-            part["negative_ids"] = part["negative_ids"][:n]
-        found = functional.info_nce_statistics(query[:n], key, own, **part)
+    def _look(self, found: Statistics) -> None:
         self.statistics = {
             "accuracy": found.accuracy.item(),
             "positive_rank": found.rank.double().mean().item(),
