@@ -44,7 +44,7 @@ def before_loss(watch: Stopwatch, *embeddings: Tensor) -> list[Tensor]:
 
     In the backward pass it stops when the gradients of all of them are there.
     """
-    found: tuple[Tensor, ...] = _StopAfterBackward.apply(watch, *embeddings)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _StopAfterBackward.apply(watch, *embeddings)
     watch.start()
     return list(found)
 
