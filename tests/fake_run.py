@@ -15,9 +15,10 @@ def write_run(folder, dev, *, seed=0, steps=300, model=None, seconds=SECONDS):
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "recipe": "static",
-        "command": f"contrastive-ops train static --data nli/triplets.tsv --output {folder.name}",
+        "command": f"/deep/cli.py train static --data nli/triplets.tsv --output {folder.name}",
         "configuration": {"batch_size": 512, "temperature": 0.05, "data": ["nli/triplets.tsv"],
-                          "note": "<b>5 & 6</b>"},
+                          "note": "<b>5 & 6</b>", "guide": "", "mine": {},
+                          "trainer": {"learning_rate": 0.02}},
         "versions": {"torch": "2.13.0", "contrastive-ops": "0.1.0"},
         "machine": {"cpu": "Some CPU", "threads": 2},
         "seed": seed,

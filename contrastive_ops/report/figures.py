@@ -166,6 +166,7 @@ def plot_path(runs: Sequence[Run]) -> Figure | None:
         if len(u.step) == 1:
             break
     axes.margins(0.16)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set(
         xlabel="uniformity  (lower: more even)",
         ylabel="alignment  (lower: closer)",

@@ -173,14 +173,34 @@ def _content(folder: Path, runs: Sequence[Run], pictures: Mapping[str, Picture])
         "sections": [section for section in sections if section[1]],
         "several": len(runs) > 1,
         "scores": _score_table(runs),
-        "command": run.facts.get("command", ""),
-        "versions": dict(run.facts.get("versions", {})),
-        "machine": dict(run.facts.get("machine", {})),
-        "configuration": {
-            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for key, value in run.facts.get("configuration", {}).items()
+        "command": _command(run),
+        "facts_of": {
+            "Configuration": _flat(run.facts.get("configuration", {})),
+            "Versions": _flat(run.facts.get("versions", {})),
+            "Machine": _flat(run.facts.get("machine", {})),
         },
     }
+
+
+def _command(run: Run) -> str:
+    """As it is typed: without the folder that the program is in."""
+    program, space, rest = str(run.facts.get("command", "")).partition(" ")
+    ours = Path(program).name in ("cli.py", "contrastive-ops")
+    return ("contrastive-ops" if ours else program) + space + rest
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """What is set, as text; ``trainer.learning_rate`` for what is inside ``trainer``."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{key}.")
+        elif value is not None and value not in ("", []):
+            if isinstance(value, list):
+                value = ", ".join(map(str, value))
+            text = isinstance(value, str)
+            flat[before + key] = value if text else json.dumps(value, ensure_ascii=False)
+    return flat
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:

@@ -13,7 +13,8 @@ import numpy as np
 
 Entry = Mapping[str, Any]
 PARTS = ("encoder", "loss", "data")
-_LOWER_IS_BETTER = ("alignment", "uniformity", "anisotropy", "loss", "mse", "rank")
+_NO_SCORES = ("step", "epoch", "seconds", "sequential_score")
+_LOWER_IS_BETTER = ("alignment", "uniformity", "anisotropy", "loss", "mse", "positive_rank")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Run:
     def scores(self) -> list[str]:
         """Names of all scores, the one that the best checkpoint is chosen by first."""
         names = {k: None for e in self.evaluations for k, v in e.items() if _is_number(v)}
-        names = {k: None for k in names if k not in ("step", "epoch", "seconds")}
+        names = {k: None for k in names if k not in _NO_SCORES}
         main = self.facts.get("metric")
         return sorted(names, key=lambda name: (name != main, list(names).index(name)))
 
@@ -96,8 +97,8 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def lower_is_better(score: str) -> bool:
-    """By the last word of its name."""
-    return score.rpartition("_")[2] in _LOWER_IS_BETTER
+    """By the end of its name."""
+    return score.endswith(_LOWER_IS_BETTER)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from transformers import (
 
 from .. import __version__
 from ..evaluation import Evaluator, load_model
+from ..info import describe_machine
 from .atomic import atomic_path, remove, remove_partial, write_json
 from .collator import RecipeCollator
 from .data import Data, read_data
@@ -168,6 +169,7 @@ def train_seeds(
         "untrained": _spread([result.untrained for result in results]),
     }
     write_json(output / "summary.json", summary)
+    _report(output)
     return summary
 
 
@@ -282,7 +284,7 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> N
             "command": command or shlex.join(sys.argv),
             "configuration": wanted,
             "versions": versions(),
-            "machine": {"cpu": platform.processor() or platform.machine(), "gpu": _gpu()},
+            "machine": describe_machine(),
             "seed": settings.trainer.get("seed", 42),
             "started": _now(),
             "model": settings.model or "static",
@@ -295,10 +297,6 @@ def versions() -> dict[str, str]:
     packages = ("torch", "sentence-transformers", "transformers", "datasets", "accelerate")
     found = {name: version(name) for name in packages}
     return {"contrastive-ops": __version__, "python": platform.python_version(), **found}
-
-
-def _gpu() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _now() -> str:

@@ -88,9 +88,13 @@ def test_numbers(finished):
     assert "encoder · 71.2 ms · 78.5%" in text
     closest = min(e["alignment"] for e in evaluations)
     assert re.search(rf"alignment lower \S+ {closest:.4f}", text)
-    assert "contrastive-ops train static --data nli/triplets.tsv --output static" in text
+    assert (
+        "To repeat it contrastive-ops train static --data nli/triplets.tsv --output static" in text
+    )
     assert "torch 2.13.0" in text
     assert "<b>5 & 6</b>" in text  # the configuration is text, not markup
+    assert "trainer.learning_rate 0.02" in text
+    assert "guide" not in text  # it is not set
     assert "1 March 2026, 09:05" in text
     assert "not finished" not in text
 
@@ -172,7 +176,13 @@ def test_seconds_count_the_steps_between_lines(tmp_path):
 
 @pytest.mark.parametrize(
     ("score", "lower"),
-    [("sts-dev_spearman", False), ("alignment", True), ("x_uniformity", True), ("ndcg@10", False)],
+    [
+        ("sts-dev_spearman", False),
+        ("alignment", True),
+        ("x_uniformity", True),
+        ("ndcg@10", False),
+        ("effective_rank", False),
+    ],
 )
 def test_which_way_is_better(score, lower):
     assert lower_is_better(score) is lower
