@@ -55,7 +55,7 @@ def write_world(folder: Path) -> Path:
         by_meaning.setdefault(meaning, []).append(text)
     triplets = []
     for meaning, own in by_meaning.items():
-        other = draw.choice([m for m in by_meaning if m[0] != meaning[0] and m[1] == meaning[1]])
+        other = draw.choice([m for m in by_meaning if m != meaning])
         triplets.append((own[0], own[1], by_meaning[other][0]))
     write_tsv(folder / "triplets.tsv", "anchor,positive,negative", triplets)
     rows = ["sent0,sent1,hard_neg", *(",".join(f'"{t}"' for t in row) for row in triplets)]

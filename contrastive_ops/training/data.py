@@ -90,6 +90,12 @@ def read_data(settings: Settings) -> Data:
         _columns(settings, table, layout)
         for (table, _), layout in zip(tables, layouts, strict=True)
     ]
+    for source, part in zip(settings.data, parts, strict=True):
+        if list(part) != list(parts[0]):
+            raise ValueError(
+                f"{source}: got {len(part) - 2} negatives a row, expected {len(parts[0]) - 2} as "
+                f"in {settings.data[0]}"
+            )
     classes: tuple[str, ...] = ()
     if "label" in shape:
         classes = _number_labels(settings, parts, [table for table, _ in tables], layouts)

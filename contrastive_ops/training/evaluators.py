@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
 
 from ..evaluation import (
     Evaluator,
-    GeometryEvaluator,
     KNNEvaluator,
     RetrievalEvaluator,
-    STSEvaluator,
+    geometry_scores,
+    sts_scores,
 )
+from ..evaluation.evaluator import Scores
 from ..evaluation.tables import read_table, split_source
+from ..mining.texts import TextPairs
 from .data import ALIASES
 
 _SPLITS = ("validation", "dev", "test", "train")
@@ -22,6 +28,51 @@ _KINDS = {
     "knn": ("sentence", "label"),
     "retrieval": ("anchor", "positive"),
 }
+
+
+class STSAndGeometry(Evaluator):
+    """Correlations with gold scores, and alignment and uniformity, of texts encoded once.
+
+    Args:
+        first, second: texts, row by row a pair.
+        gold: scores; those of at least 4 / 5 of the highest are close, as in SimCSE.
+        name: put before the correlations.
+        own_geometry: whether the name also goes before the other scores.
+
+    Scores: those of :func:`sts_scores` and :func:`geometry_scores`.
+    """
+
+    def __init__(
+        self,
+        first: Sequence[str],
+        second: Sequence[str],
+        gold: Sequence[float],
+        *,
+        name: str,
+        own_geometry: bool,
+    ) -> None:
+        super().__init__("spearman", name=name)
+        self.texts, self.gold = [*first, *second], list(gold)
+        self.own_geometry = own_geometry
+        self.close = torch.tensor(self.gold) >= 0.8 * max(self.gold)
+        place = {text: i for i, text in reversed(list(enumerate(self.texts)))}
+        self.distinct = torch.tensor(sorted(place.values()))
+
+    def scores(self, model: SentenceTransformer) -> Scores:
+        """Encodes all texts at once."""
+        every = self.embed(model, self.texts)
+        x, y = every.split(len(self.gold))
+        close = self.close.to(every.device)
+        geometry = geometry_scores(every[self.distinct.to(every.device)], x[close], y[close])
+        self.geometry = list(geometry)
+        return sts_scores(x, y, self.gold, similarity=self.similarity_of(model)) | geometry
+
+    def __call__(self, model: SentenceTransformer, *args: Any, **kwargs: Any) -> Scores:
+        found = super().__call__(model, *args, **kwargs)
+        if self.own_geometry:
+            return found
+        plain = {f"{self.name}_{score}": score for score in self.geometry}
+        return {plain.get(name, name): value for name, value in found.items()}
 
 
 def build_evaluators(
@@ -55,17 +106,8 @@ def build_evaluators(
         if kind == "sts":
             first, second = table.texts(roles[0]), table.texts(roles[1])
             gold = table.numbers(roles[2])
-            found.append(STSEvaluator(first, second, gold, name=name))
-            # Those of the first set go by their plain names.
-            found.append(
-                GeometryEvaluator.of_sts(
-                    first,
-                    second,
-                    gold,
-                    close=0.8 * max(gold),  # 4 of 5, as in SimCSE
-                    name=name if number else "",
-                )
-            )
+            # The geometry of the first set goes by its plain names.
+            found.append(STSAndGeometry(first, second, gold, name=name, own_geometry=number > 0))
         elif kind == "knn":
             texts, labels = table.texts(roles[0]), table.labels(roles[1])
             if train is None:
@@ -74,14 +116,9 @@ def build_evaluators(
                 known = [classes[label] for label in train[1]]
                 found.append(KNNEvaluator(train[0], known, texts, labels, name=name))
         else:
-            queries, answers = table.texts(roles[0]), table.texts(roles[1])
-            place = {answer: i for i, answer in enumerate(dict.fromkeys(answers))}
-            right: dict[str, list[int]] = {}
-            for query, answer in zip(queries, answers, strict=True):
-                if place[answer] not in right.setdefault(query, []):
-                    right[query].append(place[answer])
+            pairs = TextPairs.of(table.texts(roles[0]), table.texts(roles[1]))
             found.append(
-                RetrievalEvaluator(list(right), list(place), list(right.values()), name=name)
+                RetrievalEvaluator(pairs.queries, pairs.corpus, pairs.positives, name=name)
             )
     return found
 

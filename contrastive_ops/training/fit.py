@@ -21,7 +21,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from .. import metrics
 from .atomic import remove
 from .encoder import TokenCache
-from .pair_loss import PairLoss, Stopwatch
+from .pair_loss import PairLoss
+from .stopwatch import Stopwatch
+from .trainer import Bar
 
 # A share of all steps: how often the model is evaluated and saved.
 _EVERY = 0.1
@@ -107,21 +109,6 @@ class _TimedTrainer(SentenceTransformerTrainer):
             logs["kind"] = self._kind
         self._logged, self._watch.seconds = now, 0.0
         super().log(logs, start_time)
-
-
-class _Bar(ProgressCallback):
-    """transformers' progress bar with the loss beside it, in place of a line for each step."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        self.training_bar.set_description("training")
-        self.on_step_end(args, state, control)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
 
 
 class _Publish(TrainerCallback):
@@ -217,7 +204,7 @@ def fit(
         callbacks=[_Publish(checkpoints)],
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Bar())
+    trainer.add_callback(Bar())
     trainer.train(resume_from_checkpoint=resume_from)
     del model[0].preprocess
     remove(staging)

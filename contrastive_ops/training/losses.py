@@ -16,27 +16,13 @@ from ..losses import Temperature
 from ..objectives.heads import PairSoftmaxLoss
 from ..objectives.queues import EmbeddingQueue, momentum_encoder
 from .auxiliary import MaskedLanguageModel
-from .pair_loss import Stopwatch
 from .poolers import has_dropout, mlp_head
 from .settings import Settings
+from .stopwatch import Stopwatch, after_loss, before_loss
 from .views import Features, Views, edges
 
 #: Queries of a batch that accuracy and rank are taken of: enough to see a trend, and cheap.
 _SAMPLE = 256
-
-
-class _Meet(torch.autograd.Function):
-    """Identity of embeddings whose backward pass runs when the loss's own is done."""
-
-    @staticmethod
-    def forward(ctx: Any, watch: Stopwatch, *embeddings: Tensor) -> tuple[Tensor, ...]:
-        ctx.watch = watch
-        return tuple(x.view_as(x) for x in embeddings)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.watch.stop()
-        return (None, *gradients)
 
 
 class RecipeLoss(nn.Module):
@@ -69,6 +55,8 @@ class RecipeLoss(nn.Module):
         names = [view.partition(":")[0] for view in (*settings.views, *settings.anchor_views)]
         if "dropout" in names and not has_dropout(model):
             raise ValueError("views: got dropout for a model without any; set dropout=0.1")
+        if hasattr(model[0], "unpad_inputs") and (self.changes_tokens or settings.mlm_weight):
+            model[0].unpad_inputs = False  # they look at a mask
         width = model.get_embedding_dimension()
         assert isinstance(width, int)
         self.width = width
@@ -81,6 +69,11 @@ class RecipeLoss(nn.Module):
         self.watch = Stopwatch()
         self.statistics: dict[str, float] = {}
         self.wants_statistics = False
+
+    @property
+    def changes_tokens(self) -> bool:
+        """Whether any view changes tokens."""
+        return bool(self.views.changes or self.anchor_views.changes)
 
     def encode(self, features: Features, views: Views | None = None) -> Tensor:
         """(N, D) embeddings of a batch, through its views and the head in training."""
@@ -108,12 +101,8 @@ class RecipeLoss(nn.Module):
         """Loss of one batch: its columns in the order of the data, then those for the frozen."""
         features = list(features)
         embeddings, rest = self.embeddings(features)
-        embeddings = list(_Meet.apply(self.watch, *embeddings))
-        self.watch.start()
-        loss = self.objective(embeddings, rest, labels)
-        self.watch.stop()
-        if loss.requires_grad:
-            loss.register_hook(lambda gradient: self.watch.start())
+        embeddings = before_loss(self.watch, *embeddings)
+        loss = after_loss(self.watch, self.objective(embeddings, rest, labels))
         if self.mlm is not None and self.training:
             loss = loss + self.settings.mlm_weight * self.mlm(self.model, features[0])
         return loss
@@ -190,6 +179,13 @@ class InfoNCE(RecipeLoss):
             slow: Any = momentum_encoder(deepcopy(model).eval(), settings.momentum)
             self.slow = slow
         self.enqueued: tuple[Tensor, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> InfoNCE:
+        """The moving average stays without dropout."""
+        super().train(mode)
+        if self.queue is not None:
+            self.slow.eval()
+        return self
 
     def embeddings(self, features: list[Features]) -> tuple[list[Tensor], list[Tensor]]:
         guided = self.frozen[0] is not None

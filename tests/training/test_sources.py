@@ -236,6 +236,11 @@ def test_sources_of_one_shape_are_taken_together(tmp_path):
     (tmp_path / "c.txt").write_text("alone\n")
     with pytest.raises(ValueError, match=r"c\.txt: got sentence, expected anchor, positive as in"):
         read_data(Settings(recipe="", data=[*sources, str(tmp_path / "c.txt")]))
+    (tmp_path / "d.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": ["m", "n"]}\n')
+    (tmp_path / "e.jsonl").write_text('{"query": "q", "pos": ["p"], "neg": ["m"]}\n')
+    uneven = [str(tmp_path / "d.jsonl"), str(tmp_path / "e.jsonl")]
+    with pytest.raises(ValueError, match=r"e\.jsonl: got 1 negatives a row, expected 2 as in"):
+        read_data(Settings(recipe="", data=uneven, negatives=2))
 
 
 def test_a_dataset_on_disk_is_read(tmp_path):
@@ -273,13 +278,32 @@ def test_evaluators_are_told_by_columns(tmp_path):
     sources = [str(tmp_path / name) for name in names]
     found = build_evaluators([sources[0], sources[1], f"own={sources[2]}"])
     kinds = [type(one).__name__ for one in found]
-    assert kinds == ["STSEvaluator", "GeometryEvaluator", "KNNEvaluator", "RetrievalEvaluator"]
-    assert [one.name for one in found] == ["sts-dev", "", "knn-knn", "own"]
-    assert (found[3].queries, found[3].corpus) == (["p", "q"], ["a", "b"])
-    assert found[3].positives == [[0, 1], [0]]
+    assert kinds == ["STSAndGeometry", "KNNEvaluator", "RetrievalEvaluator"]
+    assert [one.name for one in found] == ["sts-dev", "knn-knn", "own"]
+    assert (found[2].queries, found[2].corpus) == (["p", "q"], ["a", "b"])
+    assert found[2].positives == [[0, 1], [0]]
     (tmp_path / "no.tsv").write_text("x\ty\na\tb\n")
     with pytest.raises(ValueError, match="got the columns x, y, expected sentence1"):
         build_evaluators([str(tmp_path / "no.tsv")])
+
+
+def test_sts_and_geometry_are_those_of_their_own_evaluators():
+    """Of texts that are encoded once."""
+    from contrastive_ops.evaluation import GeometryEvaluator, STSEvaluator
+    from contrastive_ops.training.encoder import TokenCache, build_encoder, train_tokenizer
+    from contrastive_ops.training.evaluators import STSAndGeometry
+
+    scored = [(5.0, "a b", "b a c"), (4.0, "c d", "d"), (1.0, "a b", "d e"), (0.0, "e f", "c d")]
+    gold, first, second = (list(column) for column in zip(*scored, strict=True))
+    cache = TokenCache(train_tokenizer([*first, *second], vocabulary=100))
+    model = build_encoder(cache, [*first, *second], dim=8, seed=0)
+    want = STSEvaluator(first, second, gold, name="x")(model)
+    geometry = GeometryEvaluator.of_sts(first, second, gold)
+    for own in (False, True):
+        found = STSAndGeometry(first, second, gold, name="x", own_geometry=own)
+        geometry.name = "x" if own else ""
+        assert found(model) == pytest.approx(want | geometry(model))
+        assert found.primary_metric == "x_spearman"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ All are configurations of :func:`contrastive_ops.training.run.train` and take th
     data: sources, see :class:`Settings`: files, folders of datasets, or names on the hub.
     output: folder of the run; the same call takes up a run that was interrupted.
     seeds: how many seeds to train with; with None one, and the result is that run's.
-    restart, export, callbacks: see :func:`contrastive_ops.training.run.train`.
+    restart, export, report, callbacks: see :func:`contrastive_ops.training.run.train`.
     settings: any field of :class:`contrastive_ops.training.settings.Settings`, and ``trainer``: a
         mapping of training arguments.
 
@@ -58,10 +58,11 @@ def _recipe(name: str, text: str) -> Callable[..., Result | dict[str, Any]]:
         seeds: int | None = None,
         restart: bool = False,
         export: bool = False,
+        report: bool = True,
         callbacks: Sequence[Any] = (),
         **settings: Any,
     ) -> Any:
-        options = {"restart": restart, "export": export, "callbacks": callbacks}
+        options = {"restart": restart, "export": export, "report": report, "callbacks": callbacks}
         return _run(name, data, output, seeds, settings, options)
 
     recipe.__name__ = recipe.__qualname__ = name.replace("-", "_")
