@@ -77,10 +77,10 @@ def main() -> None:
         score = summary["metrics"]["dev_spearman"]
         if not found:
             untrained = summary["untrained"]["dev_spearman"]["mean"]
-        found.append(
-            {"name": name, "views": views, **settings, "spearman": score, "paper": paper}
-            | {key: summary["metrics"][key] for key in ("alignment", "uniformity")}
-        )
+        row: dict[str, Any] = {"name": name, "views": views, **settings}
+        row |= {"spearman": score, "paper": paper}
+        row |= {key: summary["metrics"][key] for key in ("alignment", "uniformity")}
+        found.append(row)
         print(f"{name:34} {100 * score['mean']:6.2f} ± {100 * score['std']:.2f}", flush=True)
     kept = {
         "model": Path(args.model).name,

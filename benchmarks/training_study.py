@@ -64,7 +64,8 @@ def study(
 def _seconds(log: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds of all steps, by what they were spent on."""
     total = dict.fromkeys(("encoder", "loss", "data"), 0.0)
-    for before, entry in itertools.pairwise([{"step": 0}, *log]):
+    start: dict[str, Any] = {"step": 0}
+    for before, entry in itertools.pairwise([start, *log]):
         for name in total:
             total[name] += entry["seconds"][name] * (entry["step"] - before["step"])
     return total

@@ -94,6 +94,7 @@ def _search_index(args: argparse.Namespace) -> int:
 
 
 def _show(score: float, heading: str, text: str) -> None:
-    width = min(shutil.get_terminal_size().columns, 100)
-    print(f"{score:.3f}  {textwrap.shorten(heading, max(width - 7, 20), placeholder=' …')}")
-    print(textwrap.indent(textwrap.fill(text, max(width - 7, 20)), " " * 7))
+    width = max(min(shutil.get_terminal_size().columns, 100) - 7, 20)
+    line = " ".join(heading.splitlines())
+    print(f"{score:.3f}  {line if len(line) <= width else line[: width - 1] + '…'}")
+    print(textwrap.indent(textwrap.fill(text, width), " " * 7))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,16 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.seeds is not None:
             summary = train_seeds(settings, args.output, args.seeds, **options)
-            _print_summary(summary)
+            metrics, untrained = summary["metrics"], summary["untrained"]
         else:
             result = train(settings, args.output, **options)
-            _print_result(result.metrics, result.untrained)
+            metrics, untrained = result.metrics, result.untrained
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on where it stopped.")
         return 130
-    print(f"\n{args.output}")
+    if os.environ.get("RANK", "0") == "0":  # of those that torchrun started
+        _print(metrics, untrained)
+        print(f"\n{args.output}")
     return 0
 
 
@@ -163,14 +166,14 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _print_result(metrics: dict[str, float], untrained: dict[str, float]) -> None:
-    for name, value in metrics.items():
-        before = f"   untrained {untrained[name]:.4f}" if name in untrained else ""
-        print(f"{name:32} {value:8.4f}{before}")
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    for name, found in summary["metrics"].items():
-        before = summary["untrained"].get(name)
-        more = f"   untrained {before['mean']:.4f}" if before else ""
-        print(f"{name:32} {found['mean']:8.4f} ± {found['std']:.4f}{more}")
+def _print(metrics: Mapping[str, Any], untrained: Mapping[str, Any]) -> None:
+    """A line for each score: of one run a number, of several the mean and the spread."""
+    for name, found in metrics.items():
+        before = untrained.get(name)
+        if isinstance(found, dict):
+            line = f"{found['mean']:8.4f} ± {found['std']:.4f}"
+            before = before and before["mean"]
+        else:
+            line = f"{found:8.4f}"
+        more = "" if before is None else f"   untrained {before:.4f}"
+        print(f"{name:32} {line}{more}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import (
@@ -168,8 +169,10 @@ def train_seeds(
         "metrics": _spread([result.metrics for result in results]),
         "untrained": _spread([result.untrained for result in results]),
     }
-    write_json(output / "summary.json", summary)
-    _report(output)
+    if not (dist.is_initialized() and dist.get_rank()):
+        write_json(output / "summary.json", summary)
+        if options.get("report", True):
+            _report(output)
     return summary
 
 

@@ -95,6 +95,7 @@ def test_pure_python_wheel(sources):
         assert f"contrastive_ops/{module}.py" in content
     assert "contrastive_ops/py.typed" in content
     assert "contrastive_ops/report/page.html.jinja" in content
+    assert "contrastive_ops/training/recipes/simcse-unsup.yaml" in content
     tops = {entry.partition("/")[0] for entry in content}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"contrastive_ops"}
 

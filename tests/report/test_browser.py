@@ -33,7 +33,7 @@ const found = {overflow: document.documentElement.scrollWidth - window.innerWidt
                outside: [], overlap: [], pictures: 0, texts: 0};
 for (const svg of document.querySelectorAll("figure svg")) {
   const frame = svg.getBoundingClientRect();
-  if (frame.width > 200 && frame.height > 60) found.pictures += 1;
+  if (frame.width > 200 && frame.height > 20) found.pictures += 1;
   const texts = [...svg.querySelectorAll("text")].filter(t => t.textContent.trim());
   found.texts += texts.length;
   const boxes = texts.map(t => t.getBoundingClientRect());

@@ -69,7 +69,7 @@ def test_search_shows_the_document_and_its_columns(encoder, built, capsys):
     for score, row, heading, text in zip(
         best.values[0].tolist(), best.indices[0].tolist(), lines[::2], lines[1::2], strict=True
     ):
-        assert heading == f"{score:.3f}  row {row + 1} title: name {row}"
+        assert heading == f"{score:.3f}  row {row + 1}   title: name {row}"
         assert text.strip() == TEXTS[row]
 
 
