@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import os
 import platform
 import shlex
 import statistics
@@ -169,7 +170,7 @@ def train_seeds(
         "metrics": _spread([result.metrics for result in results]),
         "untrained": _spread([result.untrained for result in results]),
     }
-    if not (dist.is_initialized() and dist.get_rank()):
+    if os.environ.get("RANK", "0") == "0":  # of those that torchrun started
         write_json(output / "summary.json", summary)
         if options.get("report", True):
             _report(output)

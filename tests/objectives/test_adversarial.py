@@ -47,7 +47,9 @@ SINGULAR = {"effective_rank"}
 
 
 @pytest.mark.parametrize("name", sorted(set(VALID) - SINGULAR))
-@pytest.mark.parametrize("change", [equal_rows, zero_rows, torch.zeros_like], ids=str)
+@pytest.mark.parametrize(
+    "change", [equal_rows, zero_rows, torch.zeros_like], ids=["equal", "zero", "all zero"]
+)
 def test_degenerate_rows(name, change):
     args, kwargs = changed(name, lambda x: change(x).requires_grad_())
     found = getattr(co, name)(*args, **kwargs)
