@@ -77,6 +77,8 @@ def render(results: dict[str, Results]) -> str:
             "![Time of dense PyTorch and of other libraries over ours, family by family]"
             "(benchmarks/results/families.png)"
         )
+    if "mining" in results:
+        parts.append(mining(results["mining"]))
     if "sweep" in results:
         case = results["sweep"]["rows"][0]["case"]
         parts.append(
@@ -134,6 +136,32 @@ def small_batches(results: Results) -> str:
             ]
             cells.append(f"{min(ratios):.2f}–{max(ratios):.2f}")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mining(results: Results) -> str:
+    """A line a peer, beside the fastest of ours for the same case."""
+    lines = [
+        f"**{results['title']}**: from embeddings, answers exact",
+        "",
+        "| | ours | peer | peer's time | × ours | same answers |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    rows = [row for row in results["rows"] if "seconds" in row]
+    for row in rows:
+        case, (peer, _, form) = row["case"], row["variant"].partition(", ")
+        if peer == "contrastive-ops":
+            continue
+        mine = [r for r in rows if r["case"] == case and r["variant"].startswith("contrastive-ops")]
+        same = [r for r in mine if r["variant"] == f"contrastive-ops, {form}"]
+        size = f"{case['n']} × {case['m']} × {case['dim']}" if "m" in case else f"N = {case['n']}"
+        what = f"{case['what']}, {size}" + (f", {case['inputs']}" if "inputs" in case else "")
+        what, peer = (f"{form}, {size}", peer) if same else (what, row["variant"])
+        agreement = f"{row['agreement']:.3%}" if "agreement" in row else "drawn at random"
+        lines.append(
+            f"| {what} | {_seconds((same or mine)[0])} | {peer} | {_seconds(row)} "
+            f"| {row['ratio_to_ours']:.2f} | {agreement} |"
+        )
     return "\n".join(lines)
 
 
