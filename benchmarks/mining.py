@@ -104,7 +104,7 @@ def measure_topk(case: Row, quick: bool, say: Say) -> list[Row]:
         index.add(y.numpy())
         calls["faiss.IndexFlatIP"] = lambda: torch.from_numpy(index.search(x.numpy(), k)[1])
     except ImportError as error:
-        rows.append(_missing(case, "faiss.IndexFlatIP", error))
+        rows.append(_missing(case, "faiss.IndexFlatIP", "faiss-cpu", error))
     answers = {name: call() for name, call in calls.items()}
     best = answers[_OURS].indices
     times = _times(calls, quick, say)
@@ -171,7 +171,7 @@ def measure_hard_negatives(case: Row, quick: bool, say: Say) -> list[Row]:
         from datasets import Dataset
         from sentence_transformers import util
     except ImportError as error:
-        return [_missing(case, "sentence-transformers", error)]
+        return [_missing(case, "sentence-transformers", "sentence-transformers datasets", error)]
 
     def ours() -> Any:
         pairs = TextPairs.of(queries, answers)
@@ -217,7 +217,7 @@ def measure_miners(case: Row, quick: bool, say: Say) -> list[Row]:
     try:
         from pytorch_metric_learning import miners
     except ImportError as error:
-        return [_missing(case, "pytorch-metric-learning", error)]
+        return [_missing(case, "pytorch-metric-learning", "pytorch-metric-learning", error)]
     pairs: dict[str, tuple[Any, Any]] = {
         "batch-hard": (mining.BatchHardMiner(), miners.BatchHardMiner()),
         "semi-hard": (mining.SemiHardMiner(), miners.BatchEasyHardMiner("easy", "semihard")),
@@ -280,8 +280,9 @@ def _row(case: Row, name: str, times: Times, base: str = _OURS) -> Row:
     }
 
 
-def _missing(case: Row, name: str, error: ImportError) -> Row:
-    return {"case": dict(case), "variant": name, "ours": False, "unavailable": str(error)}
+def _missing(case: Row, name: str, packages: str, error: ImportError) -> Row:
+    reason = f"not measured: {error}; pip install {packages}"
+    return {"case": dict(case), "variant": name, "ours": False, "unavailable": reason}
 
 
 OTHER = OtherSuite("Mining: top-k, hard negatives, in-batch miners", measure, summarize)

@@ -4,7 +4,8 @@ A miner is called with ``embeddings`` (B, D) and integer ``labels`` (B,), and ma
 ``ref_emb`` (M, D), ``ref_labels`` (M,) to pair them with. It returns index tensors: triplets
 ``(anchor, positive, negative)`` or pairs ``(anchor, positive, anchor, negative)``, which that
 library's losses take as ``indices_tuple``. Positives and negatives are numbers of reference rows;
-without a reference set a row is no positive of its own. Nothing is differentiated.
+without a reference set a row is no positive of its own. Rows that hold NaN (for cosines: or an
+infinity) are in no tuple. Nothing is differentiated.
 """
 
 from __future__ import annotations
@@ -41,9 +42,13 @@ class Batch(NamedTuple):
     labels: Tensor
     ref_labels: Tensor
     own: bool
+    broken: Tensor
+    """Rows of y that hold NaN: nobody's positive, nobody's negative."""
 
     def rows(self) -> Iterator[slice]:
-        """Blocks of anchors."""
+        """Blocks of anchors; none where there is nobody to meet."""
+        if not len(self.y):
+            return
         step = max(1, _TILE // max(1, len(self.y)))
         for start in range(0, len(self.x), step):
             yield slice(start, min(len(self.x), start + step))
@@ -53,7 +58,7 @@ class Batch(NamedTuple):
         with full_precision(self.x.device):
             value = self.x[rows] @ self.y.T
         same = self.labels[rows, None] == self.ref_labels
-        return value.masked_fill_(same, left_out)
+        return value.masked_fill_(same, left_out).index_fill_(1, self.broken, left_out)
 
     def classes(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Blocks of anchors of neighbouring classes against the rows of these classes.
@@ -74,6 +79,7 @@ class Batch(NamedTuple):
             with full_precision(self.x.device):
                 value = self.x[anchor] @ self.y[row].T
             positive = self.labels[anchor, None] == self.ref_labels[row]
+            positive &= ~value.isnan()
             if self.own:
                 positive &= anchor[:, None] != row
             yield anchor, row, value, positive
@@ -81,7 +87,8 @@ class Batch(NamedTuple):
 
     def positives(self) -> tuple[Tensor, Tensor, Tensor]:
         """(anchor, positive, similarity) of every positive pair, in order: O(pairs)."""
-        parts = []
+        none = self.labels.new_empty(0)
+        parts = [(none, none, self.x.new_empty(0))]
         for anchor, row, value, positive in self.classes():
             i, j = positive.nonzero(as_tuple=True)
             parts.append((anchor[i], row[j], value[i, j]))
@@ -101,13 +108,14 @@ def _batch(
     labels = check.integers("labels", labels, ((len(x),),), x)
     if (ref_emb is None) != (ref_labels is None):
         raise ValueError("ref_emb, ref_labels: got one of them, expected both or neither")
-    rows = prepared_rows(x, normalize)[0]
+    rows, norms = prepared_rows(x, normalize)
     if ref_emb is None or ref_labels is None:
-        return Batch(rows, rows, labels, labels, True)
+        return Batch(rows, rows, labels, labels, True, norms.isnan().nonzero()[:, 0])
     y = check.matrix("ref_emb", ref_emb).detach()
     check.same("ref_emb", y, "embeddings", x)
     ref_labels = check.integers("ref_labels", ref_labels, ((len(y),),), y)
-    return Batch(rows, prepared_rows(y, normalize)[0], labels, ref_labels, False)
+    ref_rows, norms = prepared_rows(y, normalize)
+    return Batch(rows, ref_rows, labels, ref_labels, False, norms.isnan().nonzero()[:, 0])
 
 
 def _extreme(batch: Batch, easiest: bool) -> tuple[Tensor, Tensor]:
@@ -293,7 +301,8 @@ class _ByDistance(_Miner[Tuples]):
 
 def _pairs_where(batch: Batch, keep: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """(anchor, negative) pairs that ``keep`` chooses from blocks of similarities."""
-    anchors, negatives = [], []
+    none = batch.labels.new_empty(0)
+    anchors, negatives = [none], [none]
     for rows in batch.rows():
         a, n = keep(batch.negatives(rows, -math.inf), rows).nonzero(as_tuple=True)
         anchors.append(a + rows.start)

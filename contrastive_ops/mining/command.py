@@ -143,9 +143,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_writable(output: Path) -> None:
-    """Before hours of work, not after."""
+    """Before hours of work, not after; and nothing but an older output is replaced."""
+    expected = "expected a .jsonl file, or the folder of a dataset"
+    if output.suffix in (".json", ".tsv", ".csv", ".parquet", ".txt"):
+        raise ValueError(f"--output: got {output}, {expected}")
+    if output.suffix == ".jsonl":
+        if output.is_dir():
+            raise ValueError(f"--output: {output} is a folder, {expected}")
+    elif output.is_file() or _holds_other(output):
+        raise ValueError(f"--output: {output} is there and no dataset; choose another name")
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"--output: cannot write to {parent}")
+
+
+def _holds_other(folder: Path) -> bool:
+    """A folder with something in it, which is no saved dataset."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return bool(names) and "dataset_info.json" not in names

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.scores import Metric
 
 BLOCK_BYTES = 16 << 20
 """Of a memory map, read at a time."""
@@ -23,8 +24,7 @@ Blocks = Rows | Iterable[Rows]
 def as_rows(name: str, value: Any) -> Tensor:
     """A matrix of embeddings: floating, int8, or packed bits as uint8."""
     if isinstance(value, np.ndarray):
-        # A read-only array may not become a tensor without a copy.
-        value = torch.from_numpy(value if value.flags.writeable else np.array(value))
+        value = _from_numpy(name, value)
     x = check.tensor(name, value)
     if x.dim() != 2 or x.shape[1] == 0:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected a matrix (rows, width)")
@@ -34,6 +34,22 @@ def as_rows(name: str, value: Any) -> Tensor:
             "bits as uint8"
         )
     return x.detach()
+
+
+def _from_numpy(name: str, value: np.ndarray) -> Tensor:
+    """Without a copy, unless the array is read-only, reversed or of the other byte order."""
+    native = value.dtype.newbyteorder("=")
+    if not value.flags.writeable or value.dtype != native or min(value.strides, default=0) < 0:
+        value = np.array(value, dtype=native, order="C")
+    try:
+        return torch.from_numpy(value)
+    except TypeError as error:
+        raise ValueError(f"{name}: got an array of {value.dtype}, expected numbers") from error
+
+
+def scoring(query: Tensor, normalize: bool, metric: Metric = "dot") -> tuple[bool, Metric]:
+    """``normalize`` and ``metric`` for rows like these: packed bits have Hamming distances."""
+    return (False, "l2") if query.dtype == torch.uint8 else (normalize, metric)
 
 
 class Corpus:
@@ -99,10 +115,21 @@ class Corpus:
 def read_index(name: str, value: Any, n: int, like: Tensor) -> Tensor:
     """(N, P) int64 with -1 pads from (N,) or (N, P)."""
     if isinstance(value, Sequence | np.ndarray):
-        value = torch.as_tensor(value)
+        try:
+            value = torch.as_tensor(np.asarray(value))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: got no matrix of integers: {error}") from error
     x = check.tensor(name, value)
     width = x.shape[1] if x.dim() == 2 else 1
     x = check.integers(name, x, ((n,), (n, width)), like)
     if check.readable(x) and x.numel() and int(x.min()) < -1:
         raise ValueError(f"{name}: got index {int(x.min())}, expected indices >= 0, or -1 as a pad")
     return x.reshape(n, width)
+
+
+def check_range(name: str, index: Tensor, count: int) -> None:
+    """Indices into a corpus of so many rows."""
+    if check.readable(index) and index.numel() and int(index.max()) >= count:
+        raise ValueError(
+            f"{name}: got index {int(index.max())}, expected less than {count}, the rows of corpus"
+        )

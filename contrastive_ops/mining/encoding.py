@@ -103,7 +103,13 @@ def rescored(
                     jobs.append((pairs.queries[i], pairs.corpus[j]))
                     at.append((i, column))
         found = cross_encoder.predict(jobs, batch_size=batch_size, show_progress_bar=False)
-        for (i, column), score in zip(at, np.asarray(found).tolist(), strict=True):
+        found = np.asarray(found)
+        if found.shape != (len(jobs),):
+            raise ValueError(
+                f"cross_encoder: got scores of shape {found.shape} for {len(jobs)} pairs, expected "
+                "one of each: a model with one label"
+            )
+        for (i, column), score in zip(at, found.tolist(), strict=True):
             if column >= 0:
                 scores[i, column] = score
             else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.exclusions import Exclusions
 from ..engine.scores import pair_scores, prepared_rows, score_dtype
-from .corpus import Blocks, Corpus, Rows, as_rows, read_index
+from .corpus import Blocks, Corpus, Rows, as_rows, check_range, read_index, scoring
 from .exclusions import exclusions, union
 from .sampling import draw, draw_from_all
 from .statistics import FILTERS, MiningStatistics
@@ -58,17 +58,21 @@ class Rules:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _count("num_negatives", self.num_negatives, 1)
-        _count("range_min", self.range_min, 0)
+        for name, least in {"num_negatives": 1, "range_min": 0, "seed": 0}.items():
+            self._set(name, _count(name, getattr(self, name), least))
         if self.range_max is not None:
-            _count("range_max", self.range_max, self.range_min + self.num_negatives)
-        if self.relative_margin is not None:
-            check.number("relative_margin", self.relative_margin, 0.0)
-        for name in ("absolute_margin", "max_score", "min_score"):
+            least = self.range_min + self.num_negatives
+            self._set("range_max", _count("range_max", self.range_max, least))
+        for name in ("absolute_margin", "relative_margin", "max_score", "min_score"):
             if getattr(self, name) is not None:
-                check.number(name, getattr(self, name))
+                low = 0.0 if name == "relative_margin" else -math.inf
+                self._set(name, check.number(name, getattr(self, name), low))
         check.choice("sampling", self.sampling, ("top", "random"))
-        _count("seed", self.seed, 0)
+        check.flag("normalize", self.normalize)
+
+    def _set(self, name: str, value: float) -> None:
+        """Plain numbers in the place of numpy's, which JSON does not know."""
+        object.__setattr__(self, name, value)
 
     def limits(self, positive: Tensor) -> list[Tensor]:
         """Per filter of FILTERS[:3], (N,) float64 scores above which it drops; inf where it is off.
@@ -159,18 +163,22 @@ def mine_hard_negatives(
         seed,
         normalize,
     )
+    shard_rows = _count("shard_rows", shard_rows, 1)
     query = as_rows("queries", queries)
     n = len(query)
     if n == 0:
         raise ValueError("queries: got no rows, expected at least one")
     candidates = Corpus(corpus, query)
     positive = read_index("positives", positives, n, query)
+    if positive.shape[1] == 0:
+        positive = positive.new_full((n, 1), -1)
+    m = None
     if candidates.is_whole:
-        _check_range("positives", positive, len(candidates))
+        m = len(candidates)
+        check_range("positives", positive, m)
     elif range_max is None:
         raise ValueError("range_max: got None with an iterable corpus, expected a depth")
-    excluded = [] if exclude is None else [read_index("exclude", exclude, n, query)]
-    out = exclusions(n, [positive, *excluded], query_ids, corpus_ids, query)
+    out = exclusions(n, m, positive, exclude, query_ids, corpus_ids, query)
     assert out is not None
 
     def mine(start: int, stop: int) -> HardNegatives:
@@ -208,6 +216,7 @@ def _mine(
         )
         weakest = scores_of_positives.weakest()
         limits = rules.limits(weakest)
+        scored, pairs = found.scored, found.pairs
         window = found.scores[:, rules.range_min :], found.indices[:, rules.range_min :]
         passed, dropped = _filter(*window, limits, rules)
         statistics = MiningStatistics.of(window[1] >= 0, dropped)
@@ -218,13 +227,16 @@ def _mine(
         limits = rules.limits(weakest)
         m = len(corpus)
         skipped = min(rules.range_min, m)
+        scored = pairs = 0
         if skipped:
             best, _ = select_from(corpus, skipped, rules.normalize, "dot", out, backend=backend)
             out = union([out, Exclusions.of(best.indices)])
+            scored, pairs = best.scored, best.pairs
         tightest = torch.stack(limits).amin(0)
         upper = None if bool(tightest.isinf().all()) else _rounded_down(tightest, weakest.dtype)
         k = min(rules.num_negatives, m)
         found, _ = select_from(corpus, k, rules.normalize, "dot", out, upper=upper, backend=backend)
+        scored, pairs = scored + found.scored, pairs + found.pairs
         passed, dropped = _filter(found.scores, found.indices, limits, rules)
         if found.above is not None:
             dropped[:3] += _by_tightest(found.above, limits)
@@ -238,7 +250,7 @@ def _mine(
         else:
             chosen = _take(found.scores, found.indices, passed, first_row, rules)
     scores, indices = chosen
-    statistics = statistics.finish(scores, weakest, found.nan_rows, found.scored, found.pairs)
+    statistics = statistics.finish(indices, found.nan_rows, scored, pairs)
     return HardNegatives(indices, scores, weakest, statistics)
 
 
@@ -255,7 +267,7 @@ def choose(scores: Tensor, indices: Tensor, positive: Tensor, rules: Rules) -> H
     scores, indices = scores.gather(1, order), indices.gather(1, order)
     passed, dropped = _filter(scores, indices, rules.limits(positive), rules)
     taken, index = _take(scores, indices, passed, 0, rules)
-    statistics = MiningStatistics.of(indices >= 0, dropped).finish(taken, positive, 0, 0, 0)
+    statistics = MiningStatistics.of(indices >= 0, dropped).finish(index, 0, 0, 0)
     return HardNegatives(index, taken, positive, statistics)
 
 
@@ -263,8 +275,9 @@ class _PositiveScores:
     """(N, P) scores of the positives, as their rows come by."""
 
     def __init__(self, corpus: Corpus, positive: Tensor, normalize: bool) -> None:
-        self.corpus, self.positive, self.normalize = corpus, positive, normalize
-        self.x = prepared_rows(corpus.query, normalize)[0]
+        self.corpus, self.positive = corpus, positive
+        self.normalize, self.metric = scoring(corpus.query, normalize)
+        self.x = prepared_rows(corpus.query, self.normalize)[0]
         self.scores = torch.full(
             positive.shape, math.nan, dtype=score_dtype(corpus.query), device=positive.device
         )
@@ -285,12 +298,13 @@ class _PositiveScores:
 
     def weakest(self) -> Tensor:
         """(N,); NaN where there is none."""
-        least = self.scores.nan_to_num(nan=math.inf).amin(1)
-        return torch.where(self.scores.isnan().all(1), math.nan, least)
+        unknown = self.scores.isnan()
+        least = self.scores.masked_fill(unknown, math.inf).amin(1)
+        return least.masked_fill(unknown.all(1), math.nan)
 
     def _score(self, rows: Tensor, column: int, y: Tensor) -> None:
         prepared = prepared_rows(y, self.normalize)[0]
-        self.scores[rows, column] = pair_scores(self.x[rows], prepared, "dot")
+        self.scores[rows, column] = pair_scores(self.x[rows], prepared, self.metric)
 
 
 class _Watched(Corpus):
@@ -306,7 +320,7 @@ class _Watched(Corpus):
             self.watcher.see(first, block)
             count = first + len(block)
             yield first, block
-        _check_range("positives", self.watcher.positive, count)
+        check_range("positives", self.watcher.positive, count)
 
 
 def _filter(
@@ -355,13 +369,7 @@ def _rounded_down(limit: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(near.double() > limit, below, near)
 
 
-def _check_range(name: str, index: Tensor, count: int) -> None:
-    if check.readable(index) and index.numel() and int(index.max()) >= count:
-        raise ValueError(
-            f"{name}: got index {int(index.max())}, expected less than {count}, the rows of corpus"
-        )
-
-
-def _count(name: str, value: int, least: int) -> None:
+def _count(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
+    return int(value)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..engine.exclusions import Exclusions
 from ..engine.scores import pair_scores, prepared_rows
-from .corpus import Corpus
+from .corpus import Corpus, scoring
 from .exclusions import contains
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw_from_all(
     rules: Rules,
 ) -> tuple[Tensor, Tensor]:
     """(N, count) scores and indices drawn from all candidates in [lower, upper], best first."""
-    x, norms = prepared_rows(corpus.query, rules.normalize)
+    x, norms = prepared_rows(corpus.query, scoring(corpus.query, rules.normalize)[0])
     n, m = len(x), len(corpus)
     scores = torch.full((n, count), -math.inf, dtype=x.dtype, device=x.device)
     indices = torch.full((n, count), -1, dtype=torch.int64, device=x.device)
@@ -103,8 +103,9 @@ def _visit(
 ) -> None:
     """Adds what passes at some places of the rows' permutations, in their order."""
     index = permuted(places[None], m, rows[:, None] + first_row, rules.seed)
-    y = prepared_rows(corpus.rows(index), rules.normalize)[0]
-    value = pair_scores(x[rows][:, None], y, "dot")
+    normalize, metric = scoring(corpus.query, rules.normalize)
+    y = prepared_rows(corpus.rows(index), normalize)[0]
+    value = pair_scores(x[rows][:, None], y, metric)
     wide = value.double()
     passed = (wide <= upper[rows][:, None]) & (wide >= lower)
     passed &= ~contains(out, rows[:, None].expand_as(index), index)

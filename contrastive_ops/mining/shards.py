@@ -30,8 +30,6 @@ def run_in_shards(
     progress: bool | None,
 ) -> HardNegatives:
     """All queries, shard by shard; with ``output``, each kept on disk until the result is there."""
-    if shard_rows < 1:
-        raise ValueError(f"shard_rows: got {shard_rows}, expected an integer >= 1")
     from tqdm import tqdm
 
     store = None if output is None else _Store(Path(output), facts, identity)

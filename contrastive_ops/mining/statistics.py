@@ -20,7 +20,8 @@ class MiningStatistics:
     Attributes:
         queries: N.
         examined: candidates that the filters looked at: those of the rank window, or without
-            ``range_max`` all that outrank the last one taken.
+            ``range_max`` all that score above a limit and the best ``num_negatives`` of the rest,
+            whichever of these ``sampling`` takes.
         dropped: by filter; a candidate above several limits counts for the tightest.
         negatives: mined.
         missing: negatives that were asked for and not found.
@@ -46,14 +47,12 @@ class MiningStatistics:
         counts = dict(zip(FILTERS, dropped.tolist(), strict=True))
         return MiningStatistics(examined=int(examined.sum()), dropped=counts)
 
-    def finish(
-        self, scores: Tensor, positive: Tensor, nan_rows: int, scored: int, pairs: int
-    ) -> MiningStatistics:
+    def finish(self, indices: Tensor, nan_rows: int, scored: int, pairs: int) -> MiningStatistics:
         """With what was taken, (N, num_negatives)."""
-        taken = ~scores.isinf()
+        taken = indices >= 0
         return dataclasses.replace(
             self,
-            queries=len(positive),
+            queries=len(indices),
             negatives=int(taken.sum()),
             missing=int((~taken).sum()),
             short=int((~taken).any(1).sum()),

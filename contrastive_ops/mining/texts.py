@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ def read_columns(source: str, count: int) -> list[list[str]]:
             table = pq.read_table(path, columns=wanted).to_pydict()
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+    elif Path(path).is_file():
+        raise ValueError(f"{path}: got a {suffix or 'file'}, expected .tsv, .jsonl or .parquet")
     else:
         table = _read_dataset(path, wanted, count)
     chosen = wanted or list(table)[:count]
@@ -55,6 +58,10 @@ def read_columns(source: str, count: int) -> list[list[str]]:
                 raise ValueError(
                     f"{source}: got {type(text).__name__} in row {row + 1} of {name}, expected text"
                 )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{source}: row {row + 1} of {name}: {error}") from error
     if not columns[0]:
         raise ValueError(f"{source}: got no rows")
     return columns
@@ -64,15 +71,19 @@ def _read_tsv(path: str) -> dict[str, list[str]]:
     csv.field_size_limit(1 << 30)
     with open(path, "rb") as file:
         rows = csv.reader(_decoded(path, file), delimiter="\t", quoting=csv.QUOTE_NONE)
-        names = next(rows, [])
-        columns: list[list[str]] = [[] for _ in names]
-        for row in rows:
-            if len(row) != len(names):
-                raise ValueError(
-                    f"{path}: got {len(row)} cells in line {rows.line_num}, expected {len(names)}"
-                )
-            for column, cell in zip(columns, row, strict=True):
-                column.append(cell)
+        try:
+            names = next(rows, [])
+            columns: list[list[str]] = [[] for _ in names]
+            for row in rows:
+                if len(row) != len(names):
+                    raise ValueError(
+                        f"{path}: got {len(row)} cells in line {rows.line_num}, "
+                        f"expected {len(names)}"
+                    )
+                for column, cell in zip(columns, row, strict=True):
+                    column.append(cell)
+        except csv.Error as error:
+            raise ValueError(f"{path}: line {rows.line_num}: {error}") from error
     return dict(zip(names, columns, strict=True))
 
 
@@ -98,8 +109,10 @@ def _read_jsonl(path: str, wanted: list[str] | None, count: int) -> dict[str, li
 
 
 def _decoded(path: str, file: BinaryIO) -> Iterator[str]:
-    """The lines of a file of UTF-8."""
+    """The lines of a file of UTF-8, with a byte order mark or without."""
     for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -136,7 +149,16 @@ class TextPairs:
     def of(
         queries: Sequence[str], positives: Sequence[str], corpus: Sequence[str] = ()
     ) -> TextPairs:
-        """From pairs and further candidates; a query that comes twice has several positives."""
+        """From pairs and further candidates; a query that comes twice has several positives.
+
+        Raises:
+            ValueError: no pairs, or not as many queries as positives.
+        """
+        if not len(queries) or len(queries) != len(positives):
+            raise ValueError(
+                f"queries, positives: got {len(queries)} and {len(positives)}, expected as many of "
+                "both, and at least one"
+            )
         place = {text: i for i, text in enumerate(dict.fromkeys([*corpus, *positives]))}
         grouped: dict[str, dict[int, None]] = {}
         for query, positive in zip(queries, positives, strict=True):

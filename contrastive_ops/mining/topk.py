@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..engine import check
 from ..engine.exclusions import Exclusions
 from ..engine.scores import Metric
 from ..engine.select import Selection, empty_selection, row_select
-from .corpus import Blocks, Corpus, Rows, as_rows, read_index
+from .corpus import Blocks, Corpus, Rows, as_rows, scoring
 from .exclusions import exclusions
 
 
@@ -72,13 +71,16 @@ def topk_similarity(
     if len(query) == 0:
         raise ValueError("queries: got no rows, expected at least one")
     check.choice("metric", metric, ("dot", "l2"))
+    check.flag("normalize", normalize)
+    if workspace_bytes is not None:
+        check.byte_count("workspace_bytes", workspace_bytes)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k: got {k!r}, expected an integer >= 1")
     candidates = Corpus(corpus, query)
     if candidates.is_whole and k > len(candidates):
         raise ValueError(f"k: got {k}, expected at most {len(candidates)}, the rows of corpus")
-    indices = [] if exclude is None else [read_index("exclude", exclude, len(query), query)]
-    out = exclusions(len(query), indices, query_ids, corpus_ids, query)
+    m = len(candidates) if candidates.is_whole else None
+    out = exclusions(len(query), m, None, exclude, query_ids, corpus_ids, query)
     found, count = select_from(
         candidates, k, normalize, metric, out, backend=backend, workspace_bytes=workspace_bytes
     )
@@ -107,8 +109,7 @@ def select_from(
 ) -> tuple[Selection, int]:
     """The best k of all blocks, and how many candidates there were."""
     query = corpus.query
-    if query.dtype == torch.uint8:
-        normalize, metric = False, "l2"
+    normalize, metric = scoring(query, normalize, metric)
     found = empty_selection(query, k, count_above=upper is not None)
     count = 0
     for first, block in corpus.blocks():

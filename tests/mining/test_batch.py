@@ -179,6 +179,44 @@ def test_the_tuples_are_pytorch_metric_learnings(case):
             assert tuples(found[part]) == tuples(expected[part]), type(theirs).__name__
 
 
+MINERS = (
+    BatchHardMiner(),
+    SemiHardMiner(),
+    EasyPositiveMiner(),
+    MultiSimilarityMiner(),
+    PairMarginMiner(0.2, 1.3),
+    AnyViolatorMiner(),
+    DistanceWeightedMiner(nonzero_loss_cutoff=2.0),
+)
+
+
+@pytest.mark.parametrize("miner", MINERS, ids=lambda miner: type(miner).__name__)
+def test_nobody_and_nobody_to_meet(miner):
+    """An empty batch, and one whose memory of others is still empty: empty tuples."""
+    x, labels = rows(9, 0, 3)
+    for arguments in ((x[:0], labels[:0]), (x, labels, x[:0], labels[:0])):
+        found = miner(*arguments)
+        assert [(len(column), column.dtype) for column in found] == [(0, torch.int64)] * len(found)
+
+
+@pytest.mark.parametrize("miner", MINERS, ids=lambda miner: type(miner).__name__)
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_row_with_nan_is_as_one_that_is_not_there(miner, reference):
+    x, labels = rows(30, 0, 4)
+    more = torch.cat([x, torch.full((2, 16), torch.nan)]), torch.cat([labels, torch.tensor([0, 1])])
+    if reference:
+        whole, found = miner(x, labels, x, labels), miner(*more, *more)
+    else:
+        whole, found = miner(x, labels), miner(*more)
+    if isinstance(miner, DistanceWeightedMiner):  # draws anew
+        assert torch.equal(whole[0], found[0])
+        assert torch.equal(whole[1], found[1])
+        assert found[2].amax() < 30
+    else:
+        assert len(whole[0]) > 0
+        assert all(map(torch.equal, whole, found))
+
+
 def test_memory_of_a_large_batch_is_no_matrix(monkeypatch):
     """No block of similarities exceeds the tile, whatever the batch."""
     seen = []

@@ -1,6 +1,7 @@
 """The mining suite of `contrastive-ops bench`: its numbers are of the answers that it times."""
 
 import json
+import sys
 
 import pytest
 
@@ -26,6 +27,20 @@ def test_the_suite_runs_and_its_peers_agree(tmp_path, capsys):
     ours = [row for row in rows if row["variant"] == "contrastive-ops" and "m" in row["case"]]
     assert ours[0]["share_scored"] < 1
     assert 0 < ours[0]["peak_memory_bytes"] < 64 << 20
+
+
+def test_a_peer_that_is_missing_is_named(monkeypatch):
+    for name in ("faiss", "datasets", "pytorch_metric_learning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(mining, "measure_memory", lambda case: 0)
+    case = {"n": 16, "m": 50, "dim": 8, "k": 2, "inputs": "gaussian"}
+    rows = mining.measure_topk(dict(case), True, lambda *_: None)
+    rows += mining.measure_hard_negatives({"n": 16, "dim": 8}, True, lambda *_: None)
+    rows += mining.measure_miners({"n": 16, "dim": 8}, True, lambda *_: None)
+    lines = "\n".join(mining.summarize(row) for row in rows if "unavailable" in row)
+    for package in ("faiss-cpu", "sentence-transformers datasets", "pytorch-metric-learning"):
+        assert f"pip install {package}" in lines
+    assert any(row["ours"] for row in rows)
 
 
 def test_clustered_rows_are_near_and_share_a_mean():

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import brute
 import numpy as np
@@ -22,7 +23,10 @@ TOLERANCE = 1e-5
 
 def rules_by_hand(x, y, positives, *, excluded=(), range_min=0, range_max=None, **rules):
     """Per query: [(score, index)] that pass, best first, the window's size, drops by filter."""
-    scores = brute.scores(x, y, rules.pop("normalize", True))
+    bits = x.dtype == torch.uint8
+    x, y = (unpacked(rows) if bits else rows for rows in (x, y))
+    normalize = rules.pop("normalize", True) and not bits
+    scores = brute.scores(x, y, normalize, "l2" if bits else "dot")
     result = []
     for i, row in enumerate(scores):
         own = [p for p in positives[i] if p >= 0]
@@ -45,6 +49,10 @@ def rules_by_hand(x, y, positives, *, excluded=(), range_min=0, range_max=None, 
         dropped["min_score"] = sum(row[j] < low and row[j] <= limits[tightest] for j in window)
         result.append((passed, len(window), dropped))
     return result
+
+
+def unpacked(rows):
+    return torch.from_numpy(np.unpackbits(rows.numpy(), axis=1))
 
 
 @st.composite
@@ -109,6 +117,73 @@ def test_random_draws_from_what_passes(problem, seed):
         assert len(got) == len(set(got)) == min(options["num_negatives"], len(passed))
         assert set(got) <= {j for _, j in passed}
         assert found.scores[i].tolist() == sorted(found.scores[i].tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"relative_margin": 0.3},
+        {"absolute_margin": 2.0, "range_max": 25},
+        {"sampling": "random", "absolute_margin": 0.0, "range_min": 2},
+    ],
+)
+def test_bits_and_bytes_follow_the_rules(dtype, normalize, options):
+    """Margins and limits are of the scores that rank: of bits, minus the Hamming distance."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = (0, 256) if dtype == torch.uint8 else (-127, 128)
+    x, y = (torch.randint(low, high, (n, 6), generator=generator).to(dtype) for n in (9, 60))
+    positives = torch.randint(0, 60, (9, 2), generator=generator)
+    options = {"num_negatives": 4, "normalize": normalize, **options}
+    found = mine_hard_negatives(x, y, positives, progress=False, **options)
+    random = options.pop("sampling", "top") == "random"
+    del options["num_negatives"]
+    expected = rules_by_hand(x, y, positives.tolist(), **options)
+    for i, (passed, _, _) in enumerate(expected):
+        count = min(4, len(passed))
+        got = found.indices[i, :count].tolist()
+        assert found.indices[i, count:].tolist() == [-1] * (4 - count)
+        known = {j: s for s, j in passed}
+        near = partial(pytest.approx, abs=TOLERANCE, rel=TOLERANCE)
+        assert found.scores[i, :count].tolist() == near([known[j] for j in got])
+        if not random:
+            assert [known[j] for j in got] == near([s for s, _ in passed[:4]])
+
+
+def test_numbers_of_numpy_and_no_positives(tmp_path):
+    x, y = brute.clustered(6, 40, 8)
+    none = torch.full((6,), -1)
+    whole = mine_hard_negatives(x, y, none, num_negatives=3, relative_margin=0.5, progress=False)
+    found = mine_hard_negatives(
+        x,
+        y,
+        none[:, None][:, :0],
+        num_negatives=np.int64(3),
+        relative_margin=np.float32(0.5),
+        shard_rows=np.int64(4),
+        output=tmp_path / "out.npz",
+        progress=False,
+    )
+    assert torch.equal(found.indices, whole.indices)
+    assert found.positive_scores.isnan().all()
+
+
+def test_every_look_at_the_corpus_is_counted():
+    x, y = brute.clustered(6, 40, 8)
+    options = {"num_negatives": 3, "progress": False}
+    for extra, looks in (({}, 1), ({"range_min": 2}, 2), ({"range_min": 2, "range_max": 9}, 1)):
+        found = mine_hard_negatives(x, y, torch.arange(6), **options, **extra)
+        assert found.statistics.pairs == looks * 6 * 40
+
+
+def test_an_index_beyond_a_stream_excludes_nothing():
+    x, y = brute.clustered(6, 40, 8)
+    options = {"num_negatives": 3, "range_max": 9, "progress": False}
+    whole = mine_hard_negatives(x, y, torch.arange(6), **options)
+    beyond = torch.full((6,), 1 << 62)
+    found = mine_hard_negatives(x, y.split(7), torch.arange(6), exclude=beyond, **options)
+    assert torch.equal(found.indices, whole.indices)
 
 
 @pytest.mark.parametrize("range_max", [None, 40])
@@ -282,6 +357,14 @@ def test_the_table_says_what_was_dropped():
         ({"corpus": iter([torch.ones(9, 8)]), "range_max": 5, "output": "x.npz"}, "corpus: got an"),
         ({"output": "x.json"}, "output: got 'x.json'"),
         ({"shard_rows": 0}, "shard_rows: got 0"),
+        ({"shard_rows": 2.5}, "shard_rows: got 2.5"),
+        ({"normalize": "no"}, "normalize: got 'no'"),
+        ({"exclude": torch.full((4,), 30)}, "exclude: got index 30"),
+        ({"positives": [[0], [1, 2], [3], [4]]}, "positives: got no matrix"),
+        (
+            {"query_ids": torch.arange(4), "corpus_ids": torch.arange(29)},
+            r"corpus_ids: got shape \(29,\)",
+        ),
     ],
 )
 def test_bad_input_names_the_argument(change, message, tmp_path, monkeypatch):

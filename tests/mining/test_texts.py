@@ -79,7 +79,17 @@ def test_tables_of_every_kind_are_read_alike(tmp_path, pairs_tsv):
         read_columns(str(tmp_path / "none.tsv"), 2)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "a.tsv").write_text("q\ta\r\nx\ty\r\n", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"q": "x", "a": "y"}\n', encoding="utf-8-sig")
+    for name in ("a.tsv", "a.jsonl"):
+        assert read_columns(f"{tmp_path / name}:q,a", 2) == [["x"], ["y"]]
+
+
 def test_pairs_are_made_distinct():
+    for queries, positives in (([], []), (["a"], ["x", "y"])):
+        with pytest.raises(ValueError, match=r"queries, positives: got \d and \d"):
+            TextPairs.of(queries, positives)
     pairs = TextPairs.of(["a", "b", "a", "a"], ["x", "y", "z", "x"], ["b", "y", "w"])
     assert pairs.queries == ["a", "b"]
     assert pairs.corpus == ["b", "y", "w", "x", "z"]
@@ -184,6 +194,9 @@ def test_embedding_goes_on_behind_the_last_whole_file(tmp_path, monkeypatch):
         ("a.tsv", b"q\ta\nfine\tfine\n\xff\tx\n", "line 3 is no UTF-8"),
         ("a.jsonl", b'{"q": "x", "a": "y"}\n{"q": "\xff"}\n', "line 2 is no UTF-8"),
         ("a.parquet", "no parquet", "a.parquet: "),
+        ("a.tsv", "q\ta\nx\ry\tz\n", "line 2: new-line character"),
+        ("a.jsonl", '{"q": "\\ud800", "a": "y"}\n', "row 1 of q: .*surrogates"),
+        ("a.csv", "q,a\nx,y\n", "got a .csv, expected .tsv"),
     ],
 )
 def test_bad_tables_name_the_line(name, text, message, tmp_path, capsys):
@@ -201,6 +214,25 @@ def test_an_output_that_cannot_be_written_is_told_first(tmp_path, pairs_tsv, cap
     command = ["mine", "--queries", str(pairs_tsv), "--model", "none"]
     assert cli.main([*command, "--output", str(tmp_path / "file" / "out.jsonl")]) == 2
     assert "--output: cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.tsv", "mine.tsv, expected a .jsonl file"),
+        ("kept", "kept is there and no dataset"),
+        ("kept/notes", "notes is there and no dataset"),
+        ("folder.jsonl", "is a folder, expected a .jsonl"),
+    ],
+)
+def test_an_output_replaces_nothing_else(name, message, tmp_path, pairs_tsv, capsys):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "kept" / "notes").write_text("dear")
+    command = ["mine", "--queries", str(pairs_tsv), "--model", "none"]
+    assert cli.main([*command, "--output", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "kept" / "notes").read_text() == "dear"
 
 
 def test_empty_and_equal_texts(model):
@@ -242,6 +274,9 @@ def test_a_cross_encoder_ranks_and_filters(model):
     assert mined.statistics.dropped["absolute_margin"] > 0
     again = rescored(judge, pairs, window, rules, batch_size=8)
     assert torch.equal(again.scores, mined.scores)
+    two_labels = SimpleNamespace(predict=lambda jobs, **_: np.zeros((len(jobs), 2)))
+    with pytest.raises(ValueError, match="cross_encoder: got scores of shape"):
+        rescored(two_labels, pairs, window, rules, batch_size=8)
 
 
 def test_remining_follows_the_model_through_training(model):

@@ -274,7 +274,14 @@ def test_rows_without_direction_are_counted_in_a_warning(backend):
         ({"queries": torch.ones(0, 8)}, "queries: got no rows"),
         ({"exclude": torch.zeros(5, dtype=torch.long)}, "exclude: got shape"),
         ({"exclude": torch.full((4,), -2)}, "exclude: got index -2"),
+        ({"exclude": torch.full((4,), 30)}, "exclude: got index 30, expected less than 30"),
+        ({"exclude": [[1], [2, 3], [4], [5]]}, "exclude: got no matrix"),
         ({"query_ids": torch.arange(4)}, "corpus_ids: got none"),
+        ({"query_ids": torch.arange(4), "corpus_ids": torch.arange(9)}, "corpus_ids: got shape"),
+        ({"normalize": "no"}, "normalize: got 'no'"),
+        ({"workspace_bytes": 1e6}, "workspace_bytes: got 1000000.0"),
+        ({"workspace_bytes": -1}, "workspace_bytes: got -1"),
+        ({"queries": np.full((4, 8), "a")}, "queries: got an array of <U1"),
         ({"corpus": iter([torch.ones(2, 8)]), "k": 3}, "k: got 3, expected at most 2"),
     ],
 )
@@ -282,6 +289,17 @@ def test_bad_input_names_the_argument(change, message):
     arguments = {"queries": torch.ones(4, 8), "corpus": torch.ones(30, 8), "k": 3, **change}
     with pytest.raises(ValueError, match=message):
         topk_similarity(**arguments)
+
+
+def test_arrays_of_any_order_are_read():
+    x, y = brute.clustered(5, 30, 8)
+    expected = topk_similarity(x, y, 4)
+    array = y.numpy()
+    backwards = array[::-1].copy()[::-1]
+    for corpus in (np.asfortranarray(array), array.astype(">f4"), backwards):
+        for found in (topk_similarity(x, corpus, 4), topk_similarity(x, [corpus], 4)):
+            assert torch.equal(found.indices, expected.indices)
+            assert torch.equal(found.scores, expected.scores)
 
 
 @pytest.mark.usefixtures("cpu_kernel")
