@@ -127,18 +127,23 @@ def toolkit_version(nvcc: str) -> str:
 
 
 def architecture_flags(wanted: str) -> list[str]:
-    """-gencode flags from a list as torch has it: "8.0 9.0a;10.0+PTX"."""
+    """-gencode flags from a list as torch has it: "8.0 9.0a;10.0+PTX". Chips before Ampere, which
+    lack what the kernels need, are passed over."""
     flags = []
-    for entry in re.split(r"[;,\s]+", wanted.strip()):
+    for entry in re.split(r"[;,\s]+", wanted.strip(" ;,")):
         found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
         if not found:
             raise RuntimeError(f"TORCH_CUDA_ARCH_LIST: got {entry!r}, expected e.g. 8.0, 9.0a")
         number, kind = found[1] + found[2], found[3]
+        if int(number) < 80:
+            continue
         if number == "90":
             kind = "a"  # wgmma is in that set alone; other chips than 9.0 run neither
         flags.append(f"-gencode=arch=compute_{number}{kind},code=sm_{number}{kind}")
         if found[4]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if not flags:
+        raise RuntimeError(f"TORCH_CUDA_ARCH_LIST: got {wanted!r}, the kernels need 8.0 or newer")
     return flags
 
 

@@ -135,7 +135,7 @@ def _facts(
     value = _step(loss, leaves)
     _synchronize(device)
     if device == "cuda":
-        held = sum(x.numel() * x.element_size() for x in leaves)
+        held = sum(x.numel() * x.element_size() for x in leaves if x.requires_grad)
         extra = torch.cuda.max_memory_allocated() - before - held
     facts: dict[str, Any] = {"extra_bytes": extra, "loss": value.item()}
     if exact is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -22,6 +25,9 @@ def build(root: Path) -> str:
     if reason is not None:
         packaged = library.load()[1]
         return "the package's" if packaged == "ok" else f"not built: {reason}"
+    toolkit, driver = toolkit_major(), driver_major()
+    if toolkit > driver:  # whose kernels no process here could start
+        return f"not built: nvcc is of CUDA {toolkit}, the driver of {driver}"
     major, minor = torch.cuda.get_device_capability()
     architecture = f"sm_{major}{minor}" + ("a" if major == 9 else "")
     path = root / "build" / "cuda" / f"{architecture}.so"
@@ -34,3 +40,18 @@ def build(root: Path) -> str:
     if status != "ok":
         del os.environ[library.LIBRARY_VARIABLE]
     return f"built for {architecture}: {status}"
+
+
+def toolkit_major() -> int:
+    """Of nvcc's CUDA version."""
+    command = [str(cuda_offline.find_nvcc()), "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)", told)
+    return int(found[1]) if found else 0
+
+
+def driver_major() -> int:
+    """Of the newest CUDA version that the driver serves; a newer minor one is no obstacle."""
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000

@@ -37,7 +37,7 @@ SANITIZER_SECONDS = 75.0
 TOTAL_SECONDS = 515.0
 KILL_SECONDS = 15.0
 """What a part may overrun before its process is ended: nothing asks a kernel whether it is late."""
-WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+WORKERS = max(1, min(12, (os.cpu_count() or 2) * 3 // 4))
 ASKS_FOR_ANOTHER = 3
 """Exit code of a process whose GPU context is lost: a fresh one is to go on after its job."""
 SHRINK = 1000

@@ -149,6 +149,8 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("sm_80", "16", "maxima"): Tile(128, 128, 32, 8, 4),
     ("sm_80", "16", "screened"): Tile(128, 64, 64, 8, 3),
     ("sm_80", "16", "guided"): Tile(64, 32, 64, 4, 2),
+    # At 128 x 64 ptxas spills two registers of `coefficients` for a second block.
+    ("sm_80", "ieee", "screened"): Tile(64, 64, 16, 8, 4),
     # CDNA 3: 64 KiB of shared memory, and 256 x 128 spills.
     ("gfx942", "16", "plain"): Tile(128, 128, 64, 8, 2),
     ("gfx942", "16", "levered"): Tile(128, 128, 64, 8, 2),
@@ -189,7 +191,9 @@ def tile_for(
     found = tuned(os.environ.get(TUNED_VARIABLE)).get(key) or _TABLE.get(key)
     if found is None and role == "crowded":
         # Rare, and six tiles of registers: anything larger spills on one of the architectures.
-        return Tile(64, 32, 128 // itemsize, 4, 3, bulk=architecture.bulk and itemsize == 2)
+        if itemsize == 4:
+            return Tile(64, 32, 16, 8, 3)
+        return Tile(64, 32, 64, 4, 3, bulk=architecture.bulk)
     return found or analytic(architecture, role, itemsize, precision)
 
 
@@ -237,7 +241,8 @@ def candidates(architecture: Architecture, itemsize: int) -> list[Tile]:
 def analytic(architecture: Architecture, role: str, itemsize: int, precision: str) -> Tile:
     """The tile with the least traffic that fits registers and shared memory.
 
-    Without tensor cores (ieee) a tile's product lives in registers with its operands: smaller.
+    Without tensor cores (ieee) a tile's product lives in registers with its operands, a whole
+    slice of them: smaller, and half as deep.
     """
     most = architecture.accumulators // {"screened": 2, "guided": 4}.get(role, 1)
     if itemsize == 4 and precision != "tf32":
@@ -246,6 +251,7 @@ def analytic(architecture: Architecture, role: str, itemsize: int, precision: st
         tile
         for tile in candidates(architecture, 4 if role == "guided" else itemsize)  # the guide's
         if tile.accumulators(architecture.lanes) <= most
+        and (tile.block_k <= 16 or itemsize == 2 or precision != "ieee")
     ]
     return min(
         fitting,

@@ -49,8 +49,11 @@ def rescale(
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != BOUNDED:
             return
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # One grid axis: the others end at 65,535, and either side can have more tiles.
+    across = tl.cdiv(columns, BLOCK_N)
+    tile_m, tile_n = tl.program_id(0) // across, tl.program_id(0) % across
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     row_inside = row < rows
     column_inside = column < columns
     inside = row_inside[:, None] & column_inside[None, :]
@@ -63,7 +66,7 @@ def rescale(
         rx = tl.load(inverse_x + row_begin + row, mask=row_inside, other=0.0)
         value *= (a * rx)[:, None] + rx[:, None] * b[None, :]
     elif not BOUNDED:
-        tile = tl.program_id(1) * BLOCK_N // TILE_N
+        tile = tile_n * BLOCK_N // TILE_N
         top = tl.load(tops + tile.to(tl.int64) * rows + row, mask=row_inside, other=0.0)
         m = tl.load(row_offset + row_begin + row, mask=row_inside, other=0.0)
         value *= tl.exp2(tl.where(top == -float("inf"), 0.0, top - m))[:, None]

@@ -40,10 +40,15 @@ template <class T>
 int scan(const Selection& s, void* stream) {
   const Machine here = machine();
   if (here.error) return here.error;
-  if ((forced_scan ? forced_scan : here.major) != 9) {
+  using Kernel = ScanHopper<T>;
+  int source = 0;
+  if ((forced_scan ? forced_scan : here.major) == 9) {
+    const int error = source_architecture<Kernel>(source);
+    if (error) return error;
+  }
+  if (source != 90) {
     return launch<Scan<T>>(s, Scan<T>::tiles(s), Scan<T>::shared_bytes, stream);
   }
-  using Kernel = ScanHopper<T>;
   const int64_t tiles = Kernel::tiles(s);
   const int64_t at_once = here.multiprocessors;
   return launch<Kernel>(s, tiles < at_once ? tiles : at_once, Kernel::shared_bytes, stream);

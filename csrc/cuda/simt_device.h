@@ -136,6 +136,16 @@ int launch(const typename Kernel::Params& p, int64_t blocks, int64_t shared_byte
   return int(cudaGetLastError());
 }
 
+// The architecture (80, 90, ...) whose PTX a kernel comes from, or an error. Where only an older
+// chip's was compiled, the driver makes code for this chip of it, without this chip's instructions.
+template <class Kernel>
+int source_architecture(int& found) {
+  cudaFuncAttributes facts;
+  const cudaError_t status = cudaFuncGetAttributes(&facts, entry<Kernel>);
+  if (status == cudaSuccess) found = facts.ptxVersion;
+  return int(status);
+}
+
 // Of the current device: multiprocessors, and whether it takes wgmma.
 struct Machine {
   int multiprocessors = 0, major = 0, error = 0;

@@ -145,19 +145,24 @@ def test_cuda_kernels_where_nvcc_suits_torch(sources, tmp_path):
     (sources / "csrc" / "cuda" / "selection.cu").write_text("")
     library = sources / "contrastive_ops" / "_cuda.so"
     environment = {"CXX": "no-such-compiler", "CUDA_HOME": str(tmp_path / "home")}
-    environment |= {"PYTHONPATH": str(site), "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
+    environment |= {"PYTHONPATH": str(site), "TORCH_CUDA_ARCH_LIST": "7.5+PTX 8.0;9.0+PTX;"}
 
     build(sources, "build_ext", "--inplace", NVCC_RELEASE="13.0", **environment)
     facts = record(sources)["cuda"]
-    assert facts == {"built": True, "cuda": "13.0", "architectures": "8.0;9.0+PTX"}
+    assert facts == {"built": True, "cuda": "13.0", "architectures": "7.5+PTX 8.0;9.0+PTX;"}
     assert library.read_text() == "library\n"
     (call,) = nvcc.with_name("nvcc.calls").read_text().splitlines()
     for architecture in ("sm_80", "sm_90a", "code=compute_90"):
         assert f"code={architecture}".replace("code=code", "code") in call
+    assert "compute_75" not in call
 
     build(sources, "build_ext", "--inplace", NVCC_RELEASE="12.8", **environment)
     assert record(sources)["cuda"]["reason"] == "nvcc is of CUDA 12.8, torch of 13.1"
     assert not library.exists()
+
+    older = environment | {"TORCH_CUDA_ARCH_LIST": "7.0;7.5"}
+    build(sources, "build_ext", "--inplace", NVCC_RELEASE="13.0", **older)
+    assert "the kernels need 8.0 or newer" in record(sources)["cuda"]["reason"]
 
     (sources / "csrc" / "cuda" / "selection.cu").write_text("// changed")
     refused = {"NVCC_RELEASE": "13.0", "NVCC_REFUSES": "1"}

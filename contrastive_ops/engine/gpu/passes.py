@@ -441,7 +441,7 @@ def rescale(
         if (both and not bounded) or (not both and bounded and even is None):
             continue
         width = min(128, 128 if bounded else tile_width)
-        grid = (triton.cdiv(rows_here, RESCALED_ROWS), triton.cdiv(columns, width))
+        grid = (triton.cdiv(rows_here, RESCALED_ROWS) * triton.cdiv(columns, width),)
         kept_kernel.rescale[grid](
             kept.values,
             kept.values.stride(0),
