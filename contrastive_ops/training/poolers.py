@@ -200,7 +200,10 @@ def _add_adapters(model: SentenceTransformer, options: dict[str, Any]) -> None:
         from peft import LoraConfig, TaskType
     except ImportError as error:
         raise ValueError("lora: needs the package peft: pip install peft") from error
-    model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **options))
+    try:
+        model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **options))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lora: got {options}: {error}") from error
 
 
 def check_export(model: SentenceTransformer) -> None:

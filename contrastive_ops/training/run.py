@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import difflib
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from .. import __version__
+from ..engine.backends import choose
 from ..evaluation import Evaluator, load_model
 from ..info import describe_machine
 from .atomic import atomic_path, remove, remove_partial, write_json
@@ -98,13 +100,14 @@ def train(
     """
     output = Path(output)
     arguments = _arguments(settings, output)
+    choose(settings.backend, arguments.device)  # a name that does not work is no run
     main = arguments.process_index == 0
     with arguments.main_process_first(local=False, desc="opening the folder"):
         if main:
             _open(output, settings, command, restart=restart)
     if (output / "model").is_dir():
         if main:
-            _complete(output, export=export, report=report)
+            _complete(output, settings, export=export, report=report)
         return read_result(output)
     with arguments.main_process_first(local=False, desc="mining"):
         data = with_mined_negatives(settings, read_data(settings), output)
@@ -141,8 +144,8 @@ def train(
         _keep_space(model, output, settings)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
-        _save(trainer, output, settings, evaluators)
-        _complete(output, export=export, report=report)
+        _save(trainer, output, settings, evaluators, export=export)
+        _complete(output, settings, export=export, report=report)
     trainer.accelerator.wait_for_everyone()
     return read_result(output)
 
@@ -235,8 +238,14 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
         "dataloader_pin_memory": torch.cuda.is_available(),
         **settings.trainer,
     }
+    known = {spec.name for spec in dataclasses.fields(SentenceTransformerTrainingArguments)}
     words: list[str] = []
     for name, value in values.items():
+        if name.removeprefix("no_") not in known:
+            others = known | {spec.name for spec in dataclasses.fields(Settings)}
+            near = difflib.get_close_matches(name, sorted(others), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}: no setting, and no training argument{hint}")
         if value is None:
             continue
         words.append(f"--{name}")
@@ -285,7 +294,9 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> N
         return
     for name in (*_RUN_FILES, *_RUN_FOLDERS):
         if (output / name).exists() and not path.exists():
-            raise ValueError(f"output: {output} holds files of something else, {name}")
+            seeds = any(output.glob("seed-*/run.json"))
+            what = "runs with several seeds" if seeds else f"files of something else, {name}"
+            raise ValueError(f"output: {output} holds {what}; choose another folder")
         remove(output / name)
     output.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -369,7 +380,12 @@ def _check_batch(arguments: SentenceTransformerTrainingArguments, data: Data) ->
 
 
 def _save(
-    trainer: RecipeTrainer, output: Path, settings: Settings, evaluators: list[Evaluator]
+    trainer: RecipeTrainer,
+    output: Path,
+    settings: Settings,
+    evaluators: list[Evaluator],
+    *,
+    export: bool,
 ) -> None:
     """Notes the end of the run; the model last of all, as the sign that it is finished."""
     run = json.loads((output / "run.json").read_text(encoding="utf-8"))
@@ -380,14 +396,19 @@ def _save(
     if trainer.args.load_best_model_at_end:
         run |= {"best_step": trainer.state.best_global_step}
     write_json(output / "run.json", run)
+    if export:
+        with atomic_path(output / "huggingface") as scratch:
+            export_plain(trainer.model, scratch)
     remove(output / "report.html")  # one of the run before its end
     with atomic_path(output / "model") as scratch:
         trainer.model.save_pretrained(str(scratch))
 
 
-def _complete(output: Path, *, export: bool, report: bool) -> None:
+def _complete(output: Path, settings: Settings, *, export: bool, report: bool) -> None:
     """Adds to a trained model what is not there: the run may have been killed just now."""
     if export and not (output / "huggingface").is_dir():
+        if settings.lora:
+            raise ValueError("export: adapters are merged by the run that trains them; --restart")
         with atomic_path(output / "huggingface") as scratch:
             export_plain(load_model(str(output / "model")), scratch)
     if report and not (output / "report.html").is_file():

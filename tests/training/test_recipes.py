@@ -267,5 +267,10 @@ def test_command_trains_seeds_and_is_finished_the_second_time(data, bert, tmp_pa
     assert capsys.readouterr().out == out  # read, not trained again
     assert (tmp_path / "run/seed-43/model/README.md").stat().st_mtime_ns == before
     command.remove("--traceback")
+    (tmp_path / "run/report.html").write_text("of the seeds")
+    place = command.index("--seeds")
+    alone = command[:place] + command[place + 2 :]
+    assert cli.main(alone) == 2
+    assert "holds runs with several seeds; choose another folder" in capsys.readouterr().err
     assert cli.main([*command, "--temperature", "0.1"]) == 2
     assert "temperature = 0.05" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -347,6 +348,22 @@ def test_sts_and_geometry_are_those_of_their_own_evaluators():
 def test_a_wrong_setting_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         load("contrastive", change)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temprature", "0.1"], "temprature: no setting, and no training argument; did you mean"),
+        (["--learnin-rate", "1"], "learnin_rate: no setting, .* did you mean learning_rate?"),
+        (["--learning_rate", "low"], "trainer: argument --learning_rate.*: invalid float value"),
+        (["--backend", "fast"], "backend: "),
+    ],
+)
+def test_a_wrong_argument_starts_no_run(words, message, tmp_path, capsys):
+    command = ["train", "static", "--data", "x.tsv", "--output", str(tmp_path / "run")]
+    assert cli.main([*command, *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_come_from_recipe_file_and_flags(tmp_path, capsys):
