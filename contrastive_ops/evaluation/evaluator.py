@@ -136,8 +136,21 @@ def evaluate(model: SentenceTransformer, evaluators: Iterable[Evaluator]) -> Sco
 
 
 def load_model(name: str, **options: Any) -> SentenceTransformer:
-    """A model by its name, its folder, or the folder of a run that holds it as ``model``."""
-    inside = Path(name) / "model"
-    is_run = inside.is_dir() and not (Path(name) / "modules.json").exists()
-    local = Path(name).is_dir()
-    return SentenceTransformer(str(inside) if is_run else name, local_files_only=local, **options)
+    """A model by its name, its folder, or the folder of a run that holds it as ``model``.
+
+    Raises:
+        ValueError: no such model, or a folder without one.
+    """
+    folder = Path(name)
+    local = folder.is_dir()
+    if local and not any(folder.glob("*config*.json")) and not (folder / "modules.json").exists():
+        if not (folder / "model").is_dir():
+            seeds = sorted(str(path.parent) for path in folder.glob("seed-*/model"))
+            what = f"; expected {' or '.join(seeds)}" if seeds else ""
+            run = (folder / "run.json").is_file() or (folder / "settings.json").is_file()
+            raise ValueError(f"{name}: holds {'an unfinished run' if run else 'no model'}{what}")
+        name = str(folder / "model")
+    try:
+        return SentenceTransformer(name, local_files_only=local, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: cannot load {name!r}: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 FORMATS = (".tsv", ".csv", ".txt", ".jsonl", ".parquet")
 SPLITS = ("test", "validation", "train")
+DEV_SPLITS = ("validation", "dev", "test", "train")
 
 #: What a column is for, and the names that it usually has.
 Role = tuple[str, ...]
@@ -112,7 +113,9 @@ class Table:
         return labels
 
 
-def read_columns(source: str, *roles: Role) -> tuple[Table, tuple[str, ...]]:
+def read_columns(
+    source: str, *roles: Role, splits: Sequence[str] = SPLITS
+) -> tuple[Table, tuple[str, ...]]:
     """A table, and the names of those of its columns that play the roles.
 
     Args:
@@ -122,12 +125,13 @@ def read_columns(source: str, *roles: Role) -> tuple[Table, tuple[str, ...]]:
         roles: for each the names that are looked for where `source` names no columns. A table
             without them, but with as many columns as roles, is taken in its own order if all are
             texts.
+        splits: see :func:`read_table`.
 
     Raises:
         ValueError: no such file, no rows, a file that cannot be read, or columns that are missing.
     """
     path, names = split_source(source)
-    table = read_table(path)
+    table = read_table(path, splits=splits)
     if names is None:
         names = [next((n for n in role if n in table.columns), "") for role in roles]
         only_texts = SCORE not in roles and LABEL not in roles
@@ -173,6 +177,8 @@ def read_table(path: str, *, splits: Sequence[str] = SPLITS) -> Table:
     suffix = Path(path).suffix.lower()
     if suffix in FORMATS and not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
+    if suffix not in FORMATS and Path(path).is_file():
+        raise ValueError(f"{path}: got a file of another kind, expected {', '.join(FORMATS)}")
     if suffix == ".parquet":
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
 

@@ -224,9 +224,10 @@ def plot_space(spaces: Mapping[str, Space]) -> Figure | None:
     *maps, spectrum = all_axes[0]
     for axes, (name, space) in zip(maps, spaces.items(), strict=True):
         _scatter(axes, space)
+        one, two = (*space.explained[:2], 0.0, 0.0)[:2]  # a collapsed space has fewer
         axes.set(
-            xlabel=f"first component, {space.explained[0]:.1%} of the variance",
-            ylabel=f"second component, {space.explained[1]:.1%}",
+            xlabel=f"first component, {one:.1%} of the variance",
+            ylabel=f"second component, {two:.1%}",
             title=name.capitalize() if len(spaces) > 1 else "Texts on two principal components",
             xticks=[],
             yticks=[],
@@ -239,7 +240,7 @@ def plot_space(spaces: Mapping[str, Space]) -> Figure | None:
         spectrum.plot(np.arange(1, len(share) + 1), share, color=color, label=name)
     spectrum.set(yscale="log", xlabel="principal component", title="Share of the variance")
     spectrum.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    spectrum.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3%}".rstrip("0%.") + "%"))
+    spectrum.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _percent(v)))
     spectrum.yaxis.set_minor_formatter(NullFormatter())
     if len(spaces) > 1:
         spectrum.legend(handlelength=1)
@@ -427,6 +428,11 @@ def _evaluations(run: Run) -> Sequence[Mapping[str, Any]]:
 
 def _is_geometry(name: str) -> bool:
     return name.rpartition("_")[2] in ("alignment", "uniformity")
+
+
+def _percent(share: float) -> str:
+    """Exact and without an exponent: shares lie on a logarithmic scale."""
+    return np.format_float_positional(float(f"{100 * share:.6g}"), trim="-") + "%"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from ..evaluation.evaluator import embed
 from ..evaluation.tables import (
     ANCHOR,
+    DEV_SPLITS,
     FIRST,
     LABEL,
     POSITIVE,
@@ -95,16 +96,17 @@ def compute_space(
     """
     draw = np.random.default_rng(seed)
     path, names = split_source(source)
-    columns = read_table(path).columns
-    if names is None and all(any(n in columns for n in role) for role in (LABEL, TEXT)):
-        table, (label, text) = read_columns(source, LABEL, TEXT)
+    table = read_table(path, splits=DEV_SPLITS)
+    columns = names or list(table.columns)
+    label, text = (next((n for n in role if n in columns), "") for role in (LABEL, TEXT))
+    if label and text and len(names or ()) != 3:
         rows = _sample(draw, len(table))
         texts, labels = np.array(table.texts(text))[rows], np.array(table.labels(label))[rows]
         unit = normalize(embed(model, texts.tolist(), batch_size=batch_size), dim=1)
         return _of_labels(unit, labels, draw)
     scored = len(names or ()) == 3 or (names is None and any(n in columns for n in SCORE))
     roles = (FIRST, SECOND, SCORE) if scored else (ANCHOR, POSITIVE)
-    table, found = read_columns(source, *roles)
+    table, found = read_columns(source, *roles, splits=DEV_SPLITS)
     rows = _sample(draw, len(table))
     first, second = (np.array(table.texts(name))[rows].tolist() for name in found[:2])
     unit = normalize(embed(model, [*first, *second], batch_size=batch_size), dim=1)

@@ -49,6 +49,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--output: expected it with --queries, and only then")
     if (args.folder / "index.json").is_file() or args.queries is not None:
         return _search_index(args)
+    if any((args.folder / name).is_file() for name in ("run.json", "modules.json")):
+        raise ValueError(
+            f"{args.folder}: holds a model, but nothing to search in; `contrastive-ops index "
+            f"{args.folder} TABLE --output FOLDER` makes an index of documents"
+        )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from ..training.folder import RunFolder
     from ..training.index import search

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..training.atomic import atomic_path, remove, remove_partial, write_json
 DTYPES = ("float32", "float16")
 SHARD_ROWS = 8192
 _NAME = "embeddings"
+_SHARD = re.compile(r"\d{12}\.npy")
 
 
 def encode_to(
@@ -56,7 +58,8 @@ def encode_to(
         progress: whether to show a bar; None: where there is a terminal.
 
     Raises:
-        ValueError: no texts, a bad setting, or a partial run of other texts or settings.
+        ValueError: no texts, a bad setting, a partial run of other texts or settings, or a folder
+            that holds something else, which would be lost.
     """
     from tqdm import tqdm
 
@@ -68,6 +71,9 @@ def encode_to(
     for name, count in (("batch_size", batch_size), ("shard_rows", shard_rows)):
         if count < 1:
             raise ValueError(f"{name}: got {count}, expected an integer >= 1")
+    kept = [p.name for p in output.glob("*") if not _SHARD.fullmatch(p.name)]
+    if kept and output.is_dir():
+        raise ValueError(f"output: {output} holds something else, {min(kept)}")
     folder = output.with_name(f"{output.name}.partial")
     settings = {
         "model": model_name,

@@ -145,7 +145,13 @@ def _roles(settings: Settings) -> list[tuple[str, ...]]:
     """The columns that an objective can use, the fullest first."""
     match settings.objective:
         case "info_nce":
-            return [("anchor", "positive", "negative"), ("anchor", "positive"), ("sentence",)]
+            pairs = [("anchor", "positive", "negative"), ("anchor", "positive")]
+            # A recipe with a published kind of data takes no other by chance.
+            if settings.recipe == "simcse-unsup":
+                return [("sentence",)]
+            if settings.recipe in ("simcse-sup", "static"):
+                return [*pairs]
+            return [*pairs, ("sentence",)]
         case "sup_con":
             return [("sentence", "label")]
         case "triplet":

@@ -17,11 +17,10 @@ from ..evaluation import (
     sts_scores,
 )
 from ..evaluation.evaluator import Scores
-from ..evaluation.tables import read_table, split_source
+from ..evaluation.tables import DEV_SPLITS, read_table, split_source
 from ..mining.texts import TextPairs
 from .data import ALIASES
 
-_SPLITS = ("validation", "dev", "test", "train")
 #: Kinds of sets, and the columns that tell them, the surest first.
 _KINDS = {
     "sts": ("sentence1", "sentence2", "score"),
@@ -96,11 +95,9 @@ def build_evaluators(
     """
     found: list[Evaluator] = []
     for number, text in enumerate(sources):
-        name, equals, source = text.partition("=")
-        if not equals or "/" in name:
-            name, source = "", text
+        name, source = split_name(text)
         path, columns = split_source(source)
-        table = read_table(path, splits=_SPLITS)
+        table = read_table(path, splits=DEV_SPLITS)
         kind, roles = _kind(table.columns, columns, path)
         name = name or f"{kind}-{Path(path.partition('@')[0]).stem}"
         if kind == "sts":
@@ -120,7 +117,15 @@ def build_evaluators(
             found.append(
                 RetrievalEvaluator(pairs.queries, pairs.corpus, pairs.positives, name=name)
             )
+        if any(name == other.name for other in found[:-1]):
+            raise ValueError(f"evaluate: got two sets of the name {name}, expected NAME=PATH")
     return found
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """``NAME=PATH`` as the name and the path; the name of a path alone is empty."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and "/" not in name else ("", text)
 
 
 def _kind(
@@ -142,5 +147,7 @@ def _kind(
             columns += [next(free, "")]
         if all(columns):
             return kind, columns
+    if named is not None and len(named) == 2:
+        return "retrieval", named
     expected = " or ".join(", ".join(roles) for roles in _KINDS.values())
     raise ValueError(f"{path}: got the columns {', '.join(available)}, expected {expected}")

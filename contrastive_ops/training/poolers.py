@@ -23,6 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ..evaluation import load_model
 from .encoder import TokenCache, build_encoder, train_tokenizer
 from .settings import Settings
 
@@ -79,13 +80,7 @@ def _static(settings: Settings, texts: list[str]) -> SentenceTransformer:
 
 
 def _load(settings: Settings) -> SentenceTransformer:
-    name = settings.model
-    local = Path(name).is_dir()
-    arguments: Any = {"device": "cpu", "local_files_only": local or None}
-    try:
-        found = SentenceTransformer(name, **arguments)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {name!r}: {error}") from error
+    found = load_model(settings.model, device="cpu")
     if not settings.pooler and settings.head != "kept":
         return found
     first = found[0]
@@ -205,7 +200,16 @@ def _add_adapters(model: SentenceTransformer, options: dict[str, Any]) -> None:
         from peft import LoraConfig, TaskType
     except ImportError as error:
         raise ValueError("lora: needs the package peft: pip install peft") from error
-    model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **options))
+    try:
+        model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **options))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lora: got {options}: {error}") from error
+
+
+def check_export(model: SentenceTransformer) -> None:
+    """Raises the ValueError of :func:`export_plain`."""
+    if not isinstance(model[0], Transformer):
+        raise ValueError("export: got a static model, expected a transformer")
 
 
 def export_plain(model: SentenceTransformer, folder: str | Path) -> None:
@@ -216,9 +220,8 @@ def export_plain(model: SentenceTransformer, folder: str | Path) -> None:
     Raises:
         ValueError: a static model, which transformers has no class for.
     """
-    first = model[0]
-    if not isinstance(first, Transformer):
-        raise ValueError("export: got a static model, expected a transformer")
+    check_export(model)
+    first: Any = model[0]
     backbone = first.auto_model
     if getattr(backbone, "_hf_peft_config_loaded", False):
         backbone = _merged(backbone)

@@ -147,6 +147,8 @@ def _add(group: Any, spec: dataclasses.Field[Any]) -> None:
     else:
         made |= {"type": {"str": str, "int": int, "float": float}[kind]}
         made["metavar"] = {"str": "NAME", "int": "N", "float": "X"}[kind]
+    if spec.metadata["metavar"]:
+        made["metavar"] = spec.metadata["metavar"]
     group.add_argument(flag, **made)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import difflib
 import json
 import logging
 import os
@@ -29,19 +30,21 @@ from transformers import (
 )
 
 from .. import __version__
+from ..engine.backends import choose
 from ..evaluation import Evaluator, load_model
 from ..info import describe_machine
 from .atomic import atomic_path, remove, remove_partial, write_json
 from .collator import RecipeCollator
 from .data import Data, read_data
-from .evaluators import build_evaluators
+from .evaluators import build_evaluators, split_name
 from .losses import LOSSES, RecipeLoss
 from .mined import with_mined_negatives
-from .poolers import build_model, export_plain
+from .poolers import build_model, check_export, export_plain
 from .settings import Settings
 from .trainer import Bar, RecipeTrainer, RunLog, newest_checkpoint
 
-_RUN_FILES = ("log.jsonl", "evaluation.jsonl", "mined.json", "report.html")
+_BEFORE = "space-before.npz"
+_RUN_FILES = ("log.jsonl", "evaluation.jsonl", "mined.json", _BEFORE, "space.npz", "report.html")
 _RUN_FOLDERS = ("checkpoints", "model", "plots", "huggingface")
 
 
@@ -79,7 +82,8 @@ def train(
     """Trains a model, or takes up the training that was interrupted in the folder.
 
     A run that was killed at any moment and is started again takes the steps from its last
-    checkpoint on to the same losses as one that was not. A finished one is only read again.
+    checkpoint on to the same losses as one that was not. A finished one is only read again, and
+    gets the export or the report that it lacks.
 
     Args:
         settings: see :class:`Settings` and :func:`contrastive_ops.training.settings.load`.
@@ -96,11 +100,14 @@ def train(
     """
     output = Path(output)
     arguments = _arguments(settings, output)
+    choose(settings.backend, arguments.device)  # a name that does not work is no run
     main = arguments.process_index == 0
     with arguments.main_process_first(local=False, desc="opening the folder"):
         if main:
             _open(output, settings, command, restart=restart)
     if (output / "model").is_dir():
+        if main:
+            _complete(output, settings, export=export, report=report)
         return read_result(output)
     with arguments.main_process_first(local=False, desc="mining"):
         data = with_mined_negatives(settings, read_data(settings), output)
@@ -108,6 +115,8 @@ def train(
     arguments = _with_evaluation(arguments, settings, evaluators)
     set_seed(arguments.seed)
     model = build_model(settings, _every_text(data))
+    if export:
+        check_export(model)
     loss, collator = _loss(settings, model, data, arguments.prompts)
     resume = newest_checkpoint(output / "checkpoints", world_size=arguments.world_size, clean=main)
     if resume is not None:
@@ -131,11 +140,12 @@ def train(
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar())
+    if report and main:
+        _keep_space(model, output, settings)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
         _save(trainer, output, settings, evaluators, export=export)
-        if report:
-            _report(output)
+        _complete(output, settings, export=export, report=report)
     trainer.accelerator.wait_for_everyone()
     return read_result(output)
 
@@ -228,8 +238,14 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
         "dataloader_pin_memory": torch.cuda.is_available(),
         **settings.trainer,
     }
+    known = {spec.name for spec in dataclasses.fields(SentenceTransformerTrainingArguments)}
     words: list[str] = []
     for name, value in values.items():
+        if name.removeprefix("no_") not in known:
+            others = known | {spec.name for spec in dataclasses.fields(Settings)}
+            near = difflib.get_close_matches(name, sorted(others), 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}: no setting, and no training argument{hint}")
         if value is None:
             continue
         words.append(f"--{name}")
@@ -264,7 +280,8 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> N
     """Starts a run in the folder or takes up the one that is there."""
     path = output / "run.json"
     wanted = json.loads(json.dumps(settings.to_dict()))
-    if path.exists() and not restart:
+    begun = any((output / name).exists() for name in (*_RUN_FILES, *_RUN_FOLDERS))
+    if path.exists() and begun and not restart:
         found = json.loads(path.read_text(encoding="utf-8")).get("configuration", {})
         changed = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         if changed:
@@ -277,7 +294,9 @@ def _open(output: Path, settings: Settings, command: str, *, restart: bool) -> N
         return
     for name in (*_RUN_FILES, *_RUN_FOLDERS):
         if (output / name).exists() and not path.exists():
-            raise ValueError(f"output: {output} holds files of something else, {name}")
+            seeds = any(output.glob("seed-*/run.json"))
+            what = "runs with several seeds" if seeds else f"files of something else, {name}"
+            raise ValueError(f"output: {output} holds {what}; choose another folder")
         remove(output / name)
     output.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -373,16 +392,40 @@ def _save(
     run |= {"finished": _now(), "steps": trainer.state.global_step}
     if evaluators:
         run |= {"metric": evaluators[0].primary_metric}
-        run |= {"dev": settings.evaluate[0].partition("=")[2] or settings.evaluate[0]}
+        run |= {"dev": split_name(settings.evaluate[0])[1]}
     if trainer.args.load_best_model_at_end:
         run |= {"best_step": trainer.state.best_global_step}
     write_json(output / "run.json", run)
-    model = trainer.model
     if export:
         with atomic_path(output / "huggingface") as scratch:
-            export_plain(model, scratch)
+            export_plain(trainer.model, scratch)
+    remove(output / "report.html")  # one of the run before its end
     with atomic_path(output / "model") as scratch:
-        model.save_pretrained(str(scratch))
+        trainer.model.save_pretrained(str(scratch))
+
+
+def _complete(output: Path, settings: Settings, *, export: bool, report: bool) -> None:
+    """Adds to a trained model what is not there: the run may have been killed just now."""
+    if export and not (output / "huggingface").is_dir():
+        if settings.lora:
+            raise ValueError("export: adapters are merged by the run that trains them; --restart")
+        with atomic_path(output / "huggingface") as scratch:
+            export_plain(load_model(str(output / "model")), scratch)
+    if report and not (output / "report.html").is_file():
+        _report(output)
+
+
+def _keep_space(model: SentenceTransformer, output: Path, settings: Settings) -> None:
+    """Keeps the untrained model's space: the report shows it beside the trained one's."""
+    path = output / _BEFORE
+    if path.exists() or not settings.evaluate:
+        return
+    from ..report import compute_space
+
+    try:
+        compute_space(model, split_name(settings.evaluate[0])[1]).save(path)
+    except Exception as error:  # as below
+        logging.getLogger(__name__).warning("no space of %s: %s", output, error)
 
 
 def _report(output: Path) -> None:

@@ -25,8 +25,10 @@ POOLERS = (
 HEADS = ("none", "train-only", "kept")
 
 
-def _about(group: str, text: str, choices: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"group": group, "help": text, "choices": choices}
+def _about(
+    group: str, text: str, choices: tuple[str, ...] = (), metavar: str = ""
+) -> dict[str, Any]:
+    return {"group": group, "help": text, "choices": choices, "metavar": metavar}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Settings:
             "sources: PATH or PATH:COLUMN,COLUMN of a .tsv, .csv, .jsonl, .parquet or .txt, "
             "the folder of a dataset, or a hub name with @SPLIT; *W after it weighs it "
             "among several",
+            metavar="SOURCE",
         ),
     )
     sampling: str = field(
@@ -65,6 +68,7 @@ class Settings:
             "data",
             "development sets, NAME=PATH: pairs with scores, texts with labels, or "
             "questions with answers, told by their columns",
+            metavar="NAME=PATH",
         ),
     )
     negatives: int = field(
@@ -117,6 +121,7 @@ class Settings:
         metadata=_about(
             "model",
             "prompt around a text, {} standing for it, such as 'This: \"{}\" means [MASK].'",
+            metavar="TEXT",
         ),
     )
     max_length: int = field(
@@ -304,8 +309,8 @@ class Settings:
         metadata=_about(
             "views",
             "changes of the positives (and negatives) in training, NAME or NAME:RATE: "
-            "dropout, repeat, delete, delete-one, crop, shuffle, token-cutoff, feature- "
-            "cutoff",
+            "dropout, repeat, delete, delete-one, crop, shuffle, token-cutoff, "
+            "feature-cutoff",
         ),
     )
     anchor_views: list[str] = field(

@@ -129,3 +129,19 @@ def test_bad_commands(files, capsys, words, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no model$"):
+        ours.load_model(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an unfinished run$"):
+        ours.load_model(str(tmp_path))
+    for seed in (42, 43):
+        (tmp_path / f"seeds/seed-{seed}/model").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no model; expected .*seeds/seed-42 or .*seeds/seed-43$"):
+        ours.load_model(str(tmp_path / "seeds"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="model: cannot load"):
+        ours.load_model(str(tmp_path / "bad"))

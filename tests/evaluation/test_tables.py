@@ -107,6 +107,7 @@ BAD = {
     "line 2: unexpected end of data": ("t.csv", b'a,b\n"x,y\nz,z\n'),
     "line 2: no JSON": ("t.jsonl", b'{"a": 1}\n{"a": \n'),
     "line 2: got no JSON object": ("t.jsonl", b'{"a": 1}\n[]\n'),
+    "got a file of another kind, expected .tsv, .csv": ("t.tsv.gz", b"x"),
     "magic bytes": ("t.parquet", b"this is no parquet file"),
     "line 4: got no 'a'": ("t.jsonl", b'{"a": 1}\n\n\n{"b": 1}\n'),
 }

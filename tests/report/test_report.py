@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from fake_run import write_run
 from torch.nn.functional import cosine_similarity
 
 from contrastive_ops import cli
-from contrastive_ops.report import Run, Space, compute_space, write_report
+from contrastive_ops.report import Run, Space, compute_space, figures, write_report
 from contrastive_ops.report.run import curve, lower_is_better
 
 PICTURES = {
@@ -224,8 +225,35 @@ def test_space_of_labels_and_of_pairs(encoder, tmp_path):
     assert list(space.groups) == ["two labels", "one label"]
     assert list(space.classes[space.class_of]) == labels
     assert (space.group == 1).sum() == 38
+    named = compute_space(encoder, f"{tmp_path / 'labels.tsv'}:text,intent")
+    np.testing.assert_array_equal(named.points, space.points)
     rows = "\n".join(f"{a}\t{a}" for a in texts)
     (tmp_path / "pairs.tsv").write_text(f"question\tanswer\n{rows}")
     space = compute_space(encoder, str(tmp_path / "pairs.tsv"))
     assert space.similarity[space.group == 1] == pytest.approx(np.ones(40), abs=1e-6)
     assert space.similarity[space.group == 0].max() < 0.99
+
+
+def test_pictures_of_the_space_of_a_collapsed_model(encoder, dev):
+    space = compute_space(encoder, str(dev))
+    for components in (0, 1):
+        collapsed = replace(space, explained=space.explained[:components], points=0 * space.points)
+        figure = figures.plot_space({"after training": collapsed})
+        assert figure.axes[0].get_ylabel() == "second component, 0.0%"
+        shown = figure.axes[1].yaxis.get_major_formatter()
+        assert [shown(share) for share in (1, 0.1, 0.02, 1e-7)] == ["100%", "10%", "2%", "0.00001%"]
+        plt.close(figure)
+
+
+def test_space_of_a_dataset_is_that_of_its_development_split(encoder, tmp_path):
+    from datasets import Dataset, DatasetDict
+    from small_encoder import make_texts
+
+    splits = {
+        name: Dataset.from_dict({"anchor": make_texts(9, seed), "positive": make_texts(9, seed)})
+        for seed, name in enumerate(("train", "validation", "test"))
+    }
+    DatasetDict(splits).save_to_disk(tmp_path / "set")
+    found = compute_space(encoder, str(tmp_path / "set"))
+    named = compute_space(encoder, f"{tmp_path / 'set'}@validation")
+    np.testing.assert_array_equal(found.points, named.points)

@@ -90,6 +90,17 @@ def test_bad_settings(encoder, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_something_else_is_not_replaced(encoder, tmp_path):
+    encode_to(tmp_path / "shards", encoder, TEXTS, shard_rows=16)
+    encode_to(tmp_path / "shards", encoder, TEXTS[:3])
+    assert read_embeddings(tmp_path / "shards")[1] == 3
+    (tmp_path / "shards" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"shards holds something else, notes\.txt"):
+        encode_to(tmp_path / "shards", encoder, TEXTS)
+    assert (tmp_path / "shards" / "notes.txt").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["shards"]
+
+
 def test_bad_files(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros(3, dtype=np.float32))
     np.save(tmp_path / "wide.npy", np.zeros((3, 3)))

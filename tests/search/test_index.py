@@ -95,6 +95,7 @@ def test_many_queries(encoder, built, tmp_path, capsys):
         (["search", "x", "--index", "INDEX", "--output", "y"], "--output: expected it with"),
         (["search", "--queries", "DOCS", "--output", "y", "--index", "HERE"], "holds no index"),
         (["search", "x", "--index", "HERE"], "holds no trained model"),
+        (["search", "x", "--model", "MODEL"], "but nothing to search in; `contrastive-ops index"),
         (["encode", "MODEL", "DOCS:no", "--output", "HERE/x.npy"], "expected no"),
         (["encode", "MODEL", "HERE/a.txt", "--output", "HERE/x.npy"], "a.txt: no such file"),
         (

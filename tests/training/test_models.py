@@ -186,6 +186,8 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
     pytest.importorskip("peft")
     settings = {"lora": {"r": 4, "target_modules": ["query", "value"]}, "model": str(bert)}
+    with pytest.raises(ValueError, match=r"lora: got .'rank': 4.: .*'rank'"):
+        model_of(bert, lora={"rank": 4})
     data = world.write_world(tmp_path)
     trainer = {"max_steps": 4, "per_device_train_batch_size": 32, "learning_rate": 1e-2}
     result = recipes.simcse_sup(

@@ -124,19 +124,34 @@ def check_folder(result: Result, recipe: str) -> None:
     assert (once == plain).all()
 
 
-def test_static_learns_from_nothing(data, tmp_path):
-    result = recipes.static(
-        data / "triplets.tsv",
-        tmp_path / "run",
-        dim=64,
-        vocabulary=300,
-        matryoshka_dims=[64, 16],
-        evaluate=[f"sts-dev={data / 'dev.tsv'}"],
-        trainer=STEPS | {"num_train_epochs": 8, "disable_tqdm": True},
-    )
+def test_static_learns_from_nothing(data, tmp_path, monkeypatch):
+    settings = {
+        "dim": 64,
+        "vocabulary": 300,
+        "matryoshka_dims": [64, 16],
+        "evaluate": [f"sts-dev={data / 'dev.tsv'}"],
+        "trainer": STEPS | {"num_train_epochs": 8, "disable_tqdm": True},
+    }
+    # What fails before it trains stands in nobody's way.
+    with pytest.raises(ValueError, match="no such file"):
+        recipes.static(data / "missing.tsv", tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match="export: got a static model"):
+        recipes.static(data / "triplets.tsv", tmp_path / "run", export=True, **settings)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    result = recipes.static(data / "triplets.tsv", tmp_path / "run", **settings)
     assert result.metrics["sts-dev_spearman"] > result.untrained["sts-dev_spearman"] + 0.05
     check_folder(result, "static")
-    assert "static" in (result.folder / "report.html").read_text(encoding="utf-8")
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "static" in page
+    assert "Before training" in page
+    assert "After training" in page
+    # Killed before its report was drawn.
+    (result.folder / "report.html").unlink()
+    drawn = []
+    monkeypatch.setattr("contrastive_ops.report.write_report", drawn.append)
+    again = recipes.static(data / "triplets.tsv", tmp_path / "run", **settings)
+    assert again.metrics == result.metrics
+    assert drawn == [tmp_path / "run"]
 
 
 def test_in_training_only_head_is_not_in_the_model(data, bert, tmp_path):
@@ -149,7 +164,9 @@ def test_in_training_only_head_is_not_in_the_model(data, bert, tmp_path):
         data=[str(data / "sentences.txt")],
         trainer={"max_steps": 2},
     )
-    result = train(settings, tmp_path / "run", export=True, report=False)
+    result = train(settings, tmp_path / "run", report=False)
+    assert not (result.folder / "huggingface").exists()
+    train(settings, tmp_path / "run", export=True, report=False)  # asked for later
     model = result.load()
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling"]
     folder = result.folder / "huggingface"
@@ -250,5 +267,10 @@ def test_command_trains_seeds_and_is_finished_the_second_time(data, bert, tmp_pa
     assert capsys.readouterr().out == out  # read, not trained again
     assert (tmp_path / "run/seed-43/model/README.md").stat().st_mtime_ns == before
     command.remove("--traceback")
+    (tmp_path / "run/report.html").write_text("of the seeds")
+    place = command.index("--seeds")
+    alone = command[:place] + command[place + 2 :]
+    assert cli.main(alone) == 2
+    assert "holds runs with several seeds; choose another folder" in capsys.readouterr().err
     assert cli.main([*command, "--temperature", "0.1"]) == 2
     assert "temperature = 0.05" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from contrastive_ops import cli
 from contrastive_ops.training import settings as settings_module
 from contrastive_ops.training.collator import text_ids
 from contrastive_ops.training.data import read_data
-from contrastive_ops.training.evaluators import build_evaluators
+from contrastive_ops.training.evaluators import build_evaluators, split_name
 from contrastive_ops.training.settings import Settings, load
 
 PAIRS = "anchor\tpositive\na\tb\nc\td\n"
@@ -99,6 +100,21 @@ BAD = {
         {},
         "a.tsv: got the columns left, right, expected anchor, positive, negative or anchor, "
         "positive or sentence; name those to take",
+    ),
+    "pairs where a sentence is meant": (
+        "a.tsv",
+        PAIRS,
+        "info_nce",
+        {"recipe": "simcse-unsup"},
+        "a.tsv: got the columns anchor, positive, expected sentence; name those to take: "
+        r"\S+a.tsv:SENTENCE",
+    ),
+    "sentences where pairs are meant": (
+        "a.txt",
+        "one\ntwo\n",
+        "info_nce",
+        {"recipe": "static"},
+        "a.txt: got the columns sentence, expected anchor, positive, negative or anchor, positive;",
     ),
     "unknown named column": (
         "a.tsv",
@@ -200,7 +216,7 @@ def test_bad_data_is_named_with_file_and_line(case, tmp_path):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     source = f"{path}{more.pop('columns', '')}"
-    settings = Settings(recipe="", data=[source], objective=objective, **more)
+    settings = Settings(**{"recipe": "", "data": [source], "objective": objective} | more)
     with pytest.raises(ValueError, match=message):
         read_data(settings)
 
@@ -285,6 +301,12 @@ def test_evaluators_are_told_by_columns(tmp_path):
     (tmp_path / "no.tsv").write_text("x\ty\na\tb\n")
     with pytest.raises(ValueError, match="got the columns x, y, expected sentence1"):
         build_evaluators([str(tmp_path / "no.tsv")])
+    (named,) = build_evaluators([f"{tmp_path / 'no.tsv'}:y,x"])
+    assert (named.queries, named.corpus) == (["b"], ["a"])
+    with pytest.raises(ValueError, match="evaluate: got two sets of the name sts-dev"):
+        build_evaluators([sources[0], f"sts-dev={sources[0]}"])
+    assert split_name("a/b=c.tsv") == ("", "a/b=c.tsv")
+    assert split_name("a=/b=c.tsv") == ("a", "/b=c.tsv")
 
 
 def test_sts_and_geometry_are_those_of_their_own_evaluators():
@@ -326,6 +348,22 @@ def test_sts_and_geometry_are_those_of_their_own_evaluators():
 def test_a_wrong_setting_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         load("contrastive", change)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temprature", "0.1"], "temprature: no setting, and no training argument; did you mean"),
+        (["--learnin-rate", "1"], "learnin_rate: no setting, .* did you mean learning_rate?"),
+        (["--learning_rate", "low"], "trainer: argument --learning_rate.*: invalid float value"),
+        (["--backend", "fast"], "backend: "),
+    ],
+)
+def test_a_wrong_argument_starts_no_run(words, message, tmp_path, capsys):
+    command = ["train", "static", "--data", "x.tsv", "--output", str(tmp_path / "run")]
+    assert cli.main([*command, *words]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_come_from_recipe_file_and_flags(tmp_path, capsys):
