@@ -106,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: got {args.batch_size}, expected at least 1")
     _check_writable(args.output)
+    for name, source in (("queries", args.queries), ("corpus", args.corpus)):
+        path = Path(str(source).partition(":")[0]) if source else None
+        if path and path.exists() and args.output.exists() and path.samefile(args.output):
+            raise ValueError(f"--output: got {args.output}, which --{name} reads")
     from .texts import TextPairs, read_columns
 
     queries, positives = read_columns(args.queries, 2)

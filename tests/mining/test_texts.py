@@ -235,6 +235,15 @@ def test_an_output_replaces_nothing_else(name, message, tmp_path, pairs_tsv, cap
     assert (tmp_path / "kept" / "notes").read_text() == "dear"
 
 
+def test_an_output_is_not_what_is_read(tmp_path, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "answer": "b"}\n')
+    command = ["mine", "--queries", f"{pairs}:query,answer", "--model", "none"]
+    assert cli.main([*command, "--output", str(pairs)]) == 2
+    assert "which --queries reads" in capsys.readouterr().err
+    assert json.loads(pairs.read_text())["query"] == "a"
+
+
 def test_empty_and_equal_texts(model):
     """An empty text has no direction that a query could share; equal ones are one candidate."""
     pairs = TextPairs.of(["river", "", "stone"], ["the river", "nothing", "the stone"], ["", "a"])
