@@ -42,7 +42,7 @@ ASKS_FOR_ANOTHER = 3
 """Exit code of a process whose GPU context is lost: a fresh one is to go on after its job."""
 SHRINK = 1000
 """How much smaller batches are when rehearsed."""
-REHEARSED = 6
+REHEARSED = 30
 """Every how manyth check is rehearsed; tests/triton runs all of them."""
 
 Line = dict[str, Any]

@@ -30,8 +30,8 @@ PAIRS = {
 
 def all_checks(device: str) -> Iterator[Check]:
     for name in ONE_SET:
-        # No workspace to speak of, some, and all that is wanted.
-        for workspace in (400, 2500, None):
+        # No workspace to speak of, and all that is wanted; some is enough for 16-bit rows below.
+        for workspace in (400, None):
             title = f"one set, {name}, {workspace} bytes"
             yield title, partial(check_one_set, name, torch.float32, 2, workspace, device)
     for dtype in (torch.bfloat16, torch.float16):

@@ -95,8 +95,10 @@ def total(
         if not any(wanted):
             settled = passes.settle(job, *passes.statistics(job), weight, gradients=False)
             weighted, grads = settled.weighted, Gradients()
-        elif job.two_way or job.one_set:
-            job, kept = gradients.keeping(job)
+        elif job.two_way or job.one_set or _is_coarse(operands, problem):
+            kept: list[passes.Kept] = []
+            if job.two_way or job.one_set:
+                job, kept = gradients.keeping(job)
             states = passes.statistics(job, kept)
             weighted, grads = gradients.from_statistics(
                 job, *states, weight, wanted, wide=wide, kept=kept
@@ -105,6 +107,12 @@ def total(
             weighted, grads = gradients.one_way(job, weight, wanted)
         assert weighted is not None
         return weighted.sum().to(torch.float32), grads
+
+
+def _is_coarse(operands: Operands, problem: SimilarityProblem) -> bool:
+    """Whether exponentials kept in the rows' dtype, and rows scaled in it, lose more than dense
+    does: bfloat16 rows of any length. Their coefficients are computed again (4G), rounded once."""
+    return operands.query.dtype == torch.bfloat16 and not problem.normalize
 
 
 def _on(operands: Operands) -> contextlib.AbstractContextManager[object]:
