@@ -67,7 +67,7 @@ sanitize: $(STAMPS)/test ## run the kernels under the address, undefined-behavio
 	$(SAY) "Running the kernels' tests on it"
 	@tests/kernel/under_sanitizers build/sanitize/lib $(BIN)/python -n auto --maxprocesses 4 $(ARGS)
 
-check: lint test sanitize ## all that the continuous integration runs
+check: lint test sanitize ## all of it, before a release
 
 clean: ## remove what was built and measured here; the environment, too
 	rm -rf $(VENV) build dist runs *.egg-info contrastive_ops/_build.json contrastive_ops/_C*.so contrastive_ops/_cuda.so
