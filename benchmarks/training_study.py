@@ -1,17 +1,17 @@
 """What the recipes reach on real text: `python -m contrastive_ops.benchmarks.training_study`.
 
-Each part trains with several seeds in a scratch folder and adds its mean and spread to
-`benchmarks/results/training.json`, with the untrained model's scores beside them. The data is a
-folder as described by the sources below; a transformer's parts are cut to what a CPU does in about
-a minute a seed, and say so.
+Each part trains with several seeds in a scratch folder and adds its scores, with the untrained
+model's beside them, to `benchmarks/results/training.json`, of which `contrastive_ops.benchmarks.
+report` makes the table in `docs/training.md`. The data is a folder of the tables that the parts
+name. A transformer's parts are cut to what a CPU does in a minute or two a seed, and say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
-import os
 import random
 import tempfile
 from collections.abc import Callable
@@ -20,7 +20,9 @@ from typing import Any
 
 from contrastive_ops.training import recipes
 from contrastive_ops.training.atomic import write_json
-from contrastive_ops.training.run import Result, read_result, versions
+from contrastive_ops.training.run import Result, read_result
+
+from .machine import describe
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 Rows = list[list[str]]
@@ -41,7 +43,7 @@ def write(path: Path, header: list[str], rows: Rows) -> Path:
 def study(
     recipe: Callable[..., Any], data: Any, folder: Path, seeds: int, note: str, **settings: Any
 ) -> dict[str, Any]:
-    """One part: trains, and sums up with the first and last losses and the time of a step."""
+    """One part: trains, and sums up scores, losses and times."""
     trainer = {"disable_tqdm": True, "save_strategy": "no", "load_best_model_at_end": False}
     settings["trainer"] = trainer | settings.get("trainer", {})
     summary = recipe(data, folder, seeds=seeds, report=False, **settings)
@@ -50,15 +52,22 @@ def study(
     return {
         "note": note,
         "seeds": summary["seeds"],
-        "untrained": {k: v["mean"] for k, v in summary["untrained"].items()},
+        "untrained": summary["untrained"],
         "trained": summary["metrics"],
         "first_loss": [run.log[0]["loss"] for run in runs],
         "last_loss": [run.log[-1]["loss"] for run in runs],
         "steps": runs[0].log[-1]["step"],
         "training_seconds": [round(sum(s.values()), 2) for s in spent],
+        "seconds_in_all": [_seconds_in_all(run.folder) for run in runs],
         "loss_share": [round(s["loss"] / sum(s.values()), 4) for s in spent],
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
     }
+
+
+def _seconds_in_all(folder: Path) -> float:
+    """From reading the data to saving the model: tokenizer, evaluations and all."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    begin, end = (datetime.datetime.fromisoformat(run[name]) for name in ("started", "finished"))
+    return (end - begin).total_seconds()
 
 
 def _seconds(log: list[dict[str, Any]]) -> dict[str, float]:
@@ -78,25 +87,20 @@ def static(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
         data / "nli/triplets.tsv",
         folder,
         seeds,
-        "untrained: random vectors scaled by inverse document frequency",
+        "14,410 NLI triplets, 3 epochs; untrained: random vectors scaled by inverse document "
+        "frequency",
         evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
     )
 
 
 def sup_con(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
     """Supervised contrastive learning of intents."""
-    header, rows = read(data / "clinc150/train.tsv")
-    random.Random(0).shuffle(rows)
-    taken: dict[str, Rows] = {}
-    for row in rows:
-        taken.setdefault(row[0], []).append(row)
-    few = write(folder / "train.tsv", header, [r for own in taken.values() for r in own[:10]])
     return study(
         recipes.contrastive,
-        few,
+        data / "clinc150/train.tsv",
         folder,
         seeds,
-        "10 training texts an intent, which are also the neighbours; all 3000 of val",
+        "MiniLM, 60 steps of 100 of 15,000 texts of 150 intents; neighbours among all of these",
         model=model,
         objective="sup_con",
         temperature=0.1,
@@ -105,39 +109,48 @@ def sup_con(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
         trainer={
             "per_device_train_batch_size": 100,
             "batch_sampler": "group_by_label",
-            "max_steps": 20,
+            "max_steps": 60,
             "learning_rate": 5e-5,
-            "eval_steps": 20,
+            "eval_steps": 60,
             "logging_steps": 5,
         },
     )
 
 
-def mined(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
-    """Questions and the sentences that answer them, with mined negatives."""
+def mined(
+    data: Path, folder: Path, seeds: int, model: str, *, negatives: int = 1
+) -> dict[str, Any]:
+    """Questions and the sentences that answer them, with mined negatives or without."""
     header, rows = read(data / "squad/dev.tsv")
     cut = len(rows) * 4 // 5  # rows of one article are neighbours: other articles are held out
-    known = random.Random(0).sample(rows[:cut], 600)
+    known = random.Random(0).sample(rows[:cut], 2000)
     train = write(folder / "train.tsv", header, known)
-    dev = write(folder / "dev.tsv", header, rows[cut : cut + 700])
+    dev = write(folder / "dev.tsv", header, rows[cut:])
+    what = "a mined negative each" if negatives else "no mined negatives"
     return study(
         recipes.contrastive,
         train,
         folder,
         seeds,
-        "trained on 480 of 600 questions, tested on 700 of other articles",
+        f"MiniLM, 40 steps of 32 of 2,000 questions, {what}; tested on {len(rows) - cut:,} of "
+        "other articles",
         model=model,
-        mine={"num_negatives": 1, "relative_margin": 0.05},
-        max_length=48,
+        mine={"num_negatives": negatives, "relative_margin": 0.05} if negatives else {},
+        max_length=64,
         evaluate=[f"squad-dev={dev}"],
         trainer={
-            "per_device_train_batch_size": 24,
-            "max_steps": 20,
+            "per_device_train_batch_size": 32,
+            "max_steps": 40,
             "learning_rate": 3e-5,
-            "eval_steps": 20,
+            "eval_steps": 40,
             "logging_steps": 5,
         },
     )
+
+
+def not_mined(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
+    """The same questions against the batch alone."""
+    return mined(data, folder, seeds, model, negatives=0)
 
 
 def simcse_sup(data: Path, folder: Path, seeds: int, model: str) -> dict[str, Any]:
@@ -147,15 +160,15 @@ def simcse_sup(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
         data / "nli/triplets.tsv",
         folder,
         seeds,
-        "MiniLM keeps its mean pooling; the base was tuned on NLI already; 20 steps of 32",
+        "MiniLM, which was tuned on NLI already, mean pooling; 40 steps of 64 triplets",
         model=model,
         pooler="mean",
         head="none",
         evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
         trainer={
-            "per_device_train_batch_size": 32,
-            "max_steps": 20,
-            "eval_steps": 20,
+            "per_device_train_batch_size": 64,
+            "max_steps": 40,
+            "eval_steps": 40,
             "learning_rate": 2e-5,
             "logging_steps": 5,
         },
@@ -169,12 +182,12 @@ def simcse_unsup(data: Path, folder: Path, seeds: int, model: str) -> dict[str, 
         data / "sentences/sentences.tsv",
         folder,
         seeds,
-        "mean pooling, no head, 12 steps of 64 at the paper's learning rate",
+        "MiniLM, mean pooling, no head; 40 steps of 64 sentences at the paper's learning rate",
         model=model,
         pooler="mean",
         head="none",
         evaluate=[f"sts-dev={data / 'stsb/dev.tsv'}"],
-        trainer={"max_steps": 12, "eval_steps": 12, "logging_steps": 3},
+        trainer={"max_steps": 40, "eval_steps": 40, "logging_steps": 5},
     )
 
 
@@ -187,7 +200,7 @@ def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
     size = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
     BertModel(BertConfig(intermediate_size=1024, **size)).save_pretrained(bert)
     found: dict[str, Any] = {"note": "4 layers of width 256 (BERT mini), 32 tokens at most"}
-    for batch, steps in ((64, 12), (2048, 2)):
+    for batch, steps in ((64, 12), (2048, 3)):
         result = recipes.simcse_unsup(
             data / "sentences/sentences.tsv",
             folder / f"batch-{batch}",
@@ -212,7 +225,6 @@ def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
             "share_max": round(shares[-1], 4),
             "loss_seconds_median": round(seconds[len(seconds) // 2], 4),
         }
-    found["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     return found
 
 
@@ -220,6 +232,7 @@ PARTS = {
     "static": static,
     "sup_con": sup_con,
     "mined": mined,
+    "not_mined": not_mined,
     "simcse_sup": simcse_sup,
     "simcse_unsup": simcse_unsup,
     "loss_share": loss_share,
@@ -241,8 +254,10 @@ def main() -> None:
             folder = (args.scratch or Path(passing)) / name
             folder.mkdir(parents=True, exist_ok=True)
             found = PARTS[name](args.data, folder, args.seeds, args.model)
-        kept = json.loads(args.output.read_text()) if args.output.exists() else {}
-        write_json(args.output, kept | {"versions": versions(), name: found})
+        facts = {k: v for k, v in describe().items() if k not in ("kernels", "backends")}
+        kept = json.loads(args.output.read_text()) if args.output.exists() else {"parts": {}}
+        kept["parts"][name] = found | facts
+        write_json(args.output, {"title": "Recipes on real text", **kept})
         print(name, json.dumps(found, indent=2), flush=True)
 
 
