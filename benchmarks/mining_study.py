@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_ops import info_nce, mine_hard_negatives, topk_similarity
-from contrastive_ops.mining.texts import TextPairs, read_columns
+from contrastive_ops.mining.texts import TextPairs, read_texts
 from contrastive_ops.training.atomic import write_json
 
 SETTINGS: dict[str, Any] = {
@@ -82,7 +82,7 @@ class Study:
     """The data of all arms, split once."""
 
     def __init__(self, path: str) -> None:
-        questions, sentences = read_columns(f"{path}:question,sentence", 2)
+        questions, sentences = read_texts(f"{path}:question,sentence", 2)
         self.corpus = list(dict.fromkeys(sentences))
         place = {text: i for i, text in enumerate(self.corpus)}
         border = round(len(self.corpus) * (1 - SETTINGS["held_out"]))

@@ -7,25 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..mining.texts import TextPairs
+from ..tables import read_columns, read_table, split_source
 from .clustering import ClusteringEvaluator
 from .geometry import GeometryEvaluator
 from .knn import KNNEvaluator
 from .retrieval import RetrievalEvaluator
 from .sts import STSEvaluator
-from .tables import (
-    ANCHOR,
-    FIRST,
-    LABEL,
-    NEGATIVE,
-    POSITIVE,
-    SCORE,
-    SECOND,
-    TEXT,
-    Table,
-    read_columns,
-    read_table,
-    split_source,
-)
 from .triplets import TripletEvaluator
 
 
@@ -41,7 +28,7 @@ def read_sts(sources: Sequence[str], **options: Any) -> STSEvaluator:
         raise ValueError(f"sts: got a file twice in {' '.join(sources)}")
     first, second, gold = {}, {}, {}
     for source in sources:
-        table, (one, other, score) = read_columns(source, FIRST, SECOND, SCORE)
+        table, (one, other, score) = read_columns(source, "sentence1", "sentence2", "score")
         key = Path(table.source).stem
         if key in gold:
             raise ValueError(f"sts: got two files of the name {key}")
@@ -77,12 +64,12 @@ def read_retrieval(
     options.setdefault("name", task_name(source))
     if (Path(source) / "corpus.jsonl").is_file():
         return RetrievalEvaluator(*_read_beir(Path(source)), backend=backend, **options)
-    table, (query, document) = read_columns(source, ANCHOR, POSITIVE)
+    table, (query, document) = read_columns(source, "anchor", "positive")
     lists = table.text_lists(document)
     queries = [q for q, own in zip(table.texts(query), lists, strict=True) for _ in own]
     further = []
     if corpus is not None:
-        others, (name,) = read_columns(corpus, TEXT)
+        others, (name,) = read_columns(corpus, "sentence")
         further = others.texts(name)
     pairs = TextPairs.of(queries, [text for own in lists for text in own], further)
     return RetrievalEvaluator(
@@ -96,9 +83,9 @@ def _read_beir(folder: Path) -> tuple[list[str], list[str], list[list[int]]]:
     corpus, queries, judged = (
         read_table(str(path)) for path in (folder / "corpus.jsonl", folder / "queries.jsonl", qrels)
     )
-    _need(corpus, "_id", "text")
-    _need(queries, "_id", "text")
-    _need(judged, "query-id", "corpus-id", "score")
+    corpus.need("_id", "text")
+    queries.need("_id", "text")
+    judged.need("query-id", "corpus-id", "score")
     titles = corpus.columns.get("title", [""] * len(corpus))
     texts = [
         f"{title} {text}".strip()
@@ -118,18 +105,9 @@ def _read_beir(folder: Path) -> tuple[list[str], list[str], list[list[int]]]:
     return [text_of[query] for query in positives], texts, [list(p) for p in positives.values()]
 
 
-def _need(table: Table, *names: str) -> None:
-    missing = [name for name in names if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{table.source}: got the columns {', '.join(table.columns)}, expected "
-            + ", ".join(missing)
-        )
-
-
 def read_triplets(source: str, **options: Any) -> TripletEvaluator:
     """Anchors, positives and negatives."""
-    table, names = read_columns(source, ANCHOR, POSITIVE, NEGATIVE)
+    table, names = read_columns(source, "anchor", "positive", "negative")
     anchor, positive, negative = (table.texts(name) for name in names)
     options.setdefault("name", task_name(source))
     return TripletEvaluator(anchor, positive, negative, **options)
@@ -137,7 +115,7 @@ def read_triplets(source: str, **options: Any) -> TripletEvaluator:
 
 def read_labelled(source: str) -> tuple[list[str], list[str]]:
     """Texts and their labels."""
-    table, (label, text) = read_columns(source, LABEL, TEXT)
+    table, (label, text) = read_columns(source, "label", "sentence")
     return table.texts(text), table.labels(label)
 
 
@@ -165,9 +143,9 @@ def read_geometry(source: str, **options: Any) -> GeometryEvaluator:
     names = split_source(source)[1]
     table = read_table(split_source(source)[0])
     if (names is None and "score" in table.columns) or len(names or ()) == 3:
-        table, (first, second, score) = read_columns(source, FIRST, SECOND, SCORE)
+        table, (first, second, score) = read_columns(source, "sentence1", "sentence2", "score")
         gold = table.numbers(score)
         return GeometryEvaluator.of_sts(table.texts(first), table.texts(second), gold, **options)
-    table, (first, second) = read_columns(source, ANCHOR, POSITIVE)
+    table, (first, second) = read_columns(source, "anchor", "positive")
     x, y = table.texts(first), table.texts(second)
     return GeometryEvaluator([*x, *y], x, y, **options)

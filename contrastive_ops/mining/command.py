@@ -10,8 +10,9 @@ HELP = """\
 Mines hard negatives for pairs of texts: candidates that a model finds similar to a query and that
 are not among its positives. The search is exact, in bounded memory, and the same on every run.
 
-A table of texts is a .tsv with a header row, a .jsonl, a .parquet, or the folder or name of a
-dataset; `PATH:COLUMN,COLUMN` names its columns, else the first ones are taken.
+A table of texts is a .tsv (no quoting) or .csv with a header row, a .txt, a .jsonl, a .parquet, or
+the folder or name of a dataset; `PATH:COLUMN,COLUMN` names its columns, else the first ones are
+taken.
 
 With the model and corpus that `contrastive-ops train docs` leaves:
 
@@ -106,14 +107,16 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size: got {args.batch_size}, expected at least 1")
     _check_writable(args.output)
+    from ..tables import split_source
+
     for name, source in (("queries", args.queries), ("corpus", args.corpus)):
-        path = Path(str(source).partition(":")[0]) if source else None
+        path = Path(split_source(source)[0]) if source else None
         if path and path.exists() and args.output.exists() and path.samefile(args.output):
             raise ValueError(f"--output: got {args.output}, which --{name} reads")
-    from .texts import TextPairs, read_columns
+    from .texts import TextPairs, read_texts
 
-    queries, positives = read_columns(args.queries, 2)
-    corpus = read_columns(args.corpus, 1)[0] if args.corpus else []
+    queries, positives = read_texts(args.queries, 2)
+    corpus = read_texts(args.corpus, 1)[0] if args.corpus else []
     pairs = TextPairs.of(queries, positives, corpus)
     print(
         f"{len(queries):,} pairs: {len(pairs.queries):,} distinct queries, "

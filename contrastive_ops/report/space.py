@@ -18,19 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..evaluation.evaluator import embed
-from ..evaluation.tables import (
-    ANCHOR,
-    DEV_SPLITS,
-    FIRST,
-    LABEL,
-    POSITIVE,
-    SCORE,
-    SECOND,
-    TEXT,
-    read_columns,
-    read_table,
-    split_source,
-)
+from ..tables import read_development_set
 from ..training.atomic import atomic_path
 
 #: Texts that are looked at, at most; a picture shows no more.
@@ -95,22 +83,18 @@ def compute_space(
         ValueError: a table that cannot be read.
     """
     draw = np.random.default_rng(seed)
-    path, names = split_source(source)
-    table = read_table(path, splits=DEV_SPLITS)
-    columns = names or list(table.columns)
-    label, text = (next((n for n in role if n in columns), "") for role in (LABEL, TEXT))
-    if label and text and len(names or ()) != 3:
+    kind, table, names = read_development_set(source)
+    if kind == "knn":
         rows = _sample(draw, len(table))
-        texts, labels = np.array(table.texts(text))[rows], np.array(table.labels(label))[rows]
+        texts, labels = (
+            np.array(column)[rows] for column in (table.texts(names[0]), table.labels(names[1]))
+        )
         unit = normalize(embed(model, texts.tolist(), batch_size=batch_size), dim=1)
         return _of_labels(unit, labels, draw)
-    scored = len(names or ()) == 3 or (names is None and any(n in columns for n in SCORE))
-    roles = (FIRST, SECOND, SCORE) if scored else (ANCHOR, POSITIVE)
-    table, found = read_columns(source, *roles, splits=DEV_SPLITS)
     rows = _sample(draw, len(table))
-    first, second = (np.array(table.texts(name))[rows].tolist() for name in found[:2])
+    first, second = (np.array(table.texts(name))[rows].tolist() for name in names[:2])
     unit = normalize(embed(model, [*first, *second], batch_size=batch_size), dim=1)
-    gold = np.array(table.numbers(found[2]))[rows] if scored else None
+    gold = np.array(table.numbers(names[2]))[rows] if kind == "sts" else None
     return _of_pairs(unit, gold, draw)
 
 

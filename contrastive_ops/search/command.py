@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search_index(args: argparse.Namespace) -> int:
-    from ..evaluation.tables import ANCHOR, TEXT, read_columns
+    from ..tables import read_columns
     from .index import Index
 
     index = Index.open(args.folder)
@@ -78,7 +78,7 @@ def _search_index(args: argparse.Namespace) -> int:
             others = [f"{k}: {v}" for k, v in document.items() if k != index.column and v]
             _show(score, "   ".join([f"row {row + 1}", *others]), str(document[index.column]))
         return 0
-    table, (column,) = read_columns(args.queries, ANCHOR + TEXT)
+    table, (column,) = read_columns(args.queries, "query")
     queries = table.texts(column)
     found = index.search(queries, top=args.top)
     from ..training.atomic import atomic_path

@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from ..evaluation.evaluator import load_model
-    from ..evaluation.tables import TEXT, read_columns
     from ..mining.encoding import model_identity
+    from ..tables import read_columns
     from .embeddings import encode_to, read_embeddings
 
-    table, (column,) = read_columns(args.texts, TEXT)
+    table, (column,) = read_columns(args.texts, "sentence")
     texts = table.texts(column)
     encode_to(
         args.output,

@@ -13,9 +13,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from ..evaluation.evaluator import embed, load_model
-from ..evaluation.tables import Table
 from ..mining.encoding import model_identity
 from ..mining.topk import TopK, topk_similarity
+from ..tables import Table
 from ..training.atomic import atomic_path, remove, write_json
 from .embeddings import SHARD_ROWS, dtype_of, encode_to, read_embeddings
 

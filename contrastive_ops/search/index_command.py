@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Builds an index. Returns the exit code."""
     if Path(args.model).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from ..evaluation.tables import TEXT, read_columns
+    from ..tables import read_columns
     from .index import Index
 
-    table, (column,) = read_columns(args.documents, TEXT)
+    table, (column,) = read_columns(args.documents, "sentence")
     index = Index.build(
         args.output,
         args.model,

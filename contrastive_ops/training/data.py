@@ -12,33 +12,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets, interleave_datasets
 
-from ..evaluation.tables import Table, read_table, split_source
+from ..tables import ROLES, Table, read_table, split_source
 from .settings import Settings
 
-#: Names that a column has elsewhere: SimCSE's CSV, FlagEmbedding's JSON lines, NLI and STS sets.
-ALIASES: dict[str, tuple[str, ...]] = {
-    "anchor": ("anchor", "query", "question", "sent0", "premise", "sentence1", "sentence_A"),
-    "positive": (
-        "positive",
-        "pos",
-        "answer",
-        "sent1",
-        "document",
-        "passage",
-        "context",
-        "sentence2",
-        "sentence_B",
-        "sentence",
-    ),
-    "negative": ("negative", "neg", "hard_neg", "negatives"),
-    "sentence": ("sentence", "text", "sent0"),
-    "sentence1": ("sentence1", "premise", "sent0", "text1", "sentence_A", "anchor"),
-    "sentence2": ("sentence2", "hypothesis", "sent1", "text2", "sentence_B", "positive"),
-    "label": ("label", "intent", "class", "category"),
-    "score": ("score", "similarity_score", "label"),
-    "source": ("source", "english", "anchor", "sentence1", "sentence", "text"),
-    "target": ("target", "non_english", "translation", "positive", "sentence2"),
-}
 _NUMBERED = re.compile(r"negative_\d+")
 _WEIGHT = re.compile(r"(.+)\*(\d+(?:\.\d+)?)")
 
@@ -51,13 +27,11 @@ class Data:
         train: one dataset, or one of each source if batches are not mixed.
         texts: names of the text columns, in the order in which the loss gets them.
         classes: names of the labels, in the order of their numbers.
-        unlabelled: whether a row is one text, whose two views are the pair.
     """
 
     train: Dataset | DatasetDict
     texts: tuple[str, ...]
     classes: tuple[str, ...] = ()
-    unlabelled: bool = False
 
     def columns(self) -> list[list[str]]:
         """All texts, column by column."""
@@ -102,7 +76,7 @@ def read_data(settings: Settings) -> Data:
     texts = tuple(name for name in parts[0] if name not in ("label", "score"))
     datasets = [Dataset.from_dict(part) for part in parts]
     train = _combined(settings, datasets, weights)
-    return Data(train, texts, classes, unlabelled=texts == ("sentence",) and not classes)
+    return Data(train, texts, classes)
 
 
 def _read(source: str) -> tuple[Table, list[str] | None]:
@@ -115,12 +89,7 @@ def _layout(settings: Settings, table: Table, names: list[str] | None) -> dict[s
     """The column of a table for each role."""
     options = _roles(settings)
     if names is not None:
-        missing = [name for name in names if name not in table.columns]
-        if missing:
-            raise ValueError(
-                f"{table.source}: got the columns {', '.join(table.columns)}, expected "
-                + ", ".join(missing)
-            )
+        table.need(*names)
         for roles in options:
             if len(roles) == len(names):
                 return dict(zip(roles, names, strict=True))
@@ -129,7 +98,7 @@ def _layout(settings: Settings, table: Table, names: list[str] | None) -> dict[s
     for roles in options:
         found: dict[str, str] = {}
         for role in roles:
-            free = (n for n in ALIASES[role] if n in table.columns and n not in found.values())
+            free = (n for n in ROLES[role] if n in table.columns and n not in found.values())
             found[role] = next(free, "")
         if all(found.values()):
             return found
@@ -161,7 +130,7 @@ def _roles(settings: Settings) -> list[tuple[str, ...]]:
         case "cosine":
             return [("sentence1", "sentence2", "score")]
         case _:
-            return [("source", "target"), ("source",)]
+            return [("source", "target"), ("sentence",)]
 
 
 def _columns(settings: Settings, table: Table, layout: dict[str, str]) -> dict[str, list[Any]]:

@@ -17,16 +17,8 @@ from ..evaluation import (
     sts_scores,
 )
 from ..evaluation.evaluator import Scores
-from ..evaluation.tables import DEV_SPLITS, read_table, split_source
 from ..mining.texts import TextPairs
-from .data import ALIASES
-
-#: Kinds of sets, and the columns that tell them, the surest first.
-_KINDS = {
-    "sts": ("sentence1", "sentence2", "score"),
-    "knn": ("sentence", "label"),
-    "retrieval": ("anchor", "positive"),
-}
+from ..tables import read_development_set
 
 
 class STSAndGeometry(Evaluator):
@@ -96,10 +88,8 @@ def build_evaluators(
     found: list[Evaluator] = []
     for number, text in enumerate(sources):
         name, source = split_name(text)
-        path, columns = split_source(source)
-        table = read_table(path, splits=DEV_SPLITS)
-        kind, roles = _kind(table.columns, columns, path)
-        name = name or f"{kind}-{Path(path.partition('@')[0]).stem}"
+        kind, table, roles = read_development_set(source)
+        name = name or f"{kind}-{Path(table.source.partition('@')[0]).stem}"
         if kind == "sts":
             first, second = table.texts(roles[0]), table.texts(roles[1])
             gold = table.numbers(roles[2])
@@ -126,28 +116,3 @@ def split_name(text: str) -> tuple[str, str]:
     """``NAME=PATH`` as the name and the path; the name of a path alone is empty."""
     name, equals, source = text.partition("=")
     return (name, source) if equals and "/" not in name else ("", text)
-
-
-def _kind(
-    available: dict[str, list[object]], named: list[str] | None, path: str
-) -> tuple[str, list[str]]:
-    """The kind of a set, and its columns."""
-    if named is not None:
-        missing = [name for name in named if name not in available]
-        if missing:
-            raise ValueError(
-                f"{path}: got the columns {', '.join(available)}, expected {', '.join(missing)}"
-            )
-        if len(named) == 3:
-            return "sts", named
-    for kind, roles in _KINDS.items():
-        columns: list[str] = []
-        for role in roles:
-            free = (n for n in ALIASES[role] if n in (named or available) and n not in columns)
-            columns += [next(free, "")]
-        if all(columns):
-            return kind, columns
-    if named is not None and len(named) == 2:
-        return "retrieval", named
-    expected = " or ".join(", ".join(roles) for roles in _KINDS.values())
-    raise ValueError(f"{path}: got the columns {', '.join(available)}, expected {expected}")

@@ -6,17 +6,8 @@ import json
 
 import pytest
 
-from contrastive_ops.evaluation.tables import (
-    ANCHOR,
-    FIRST,
-    LABEL,
-    POSITIVE,
-    SCORE,
-    SECOND,
-    TEXT,
-    read_columns,
-    read_table,
-)
+from contrastive_ops.mining.texts import read_texts
+from contrastive_ops.tables import read_columns, read_development_set, read_table
 
 ROWS = [("4.5", 'say "a, b"', "zwei\u2028drei"), ("0", "'tis", "é")]
 
@@ -42,29 +33,44 @@ def write(path, kind):
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet", "dataset"])
 def test_formats(tmp_path, kind):
     source = write(tmp_path / f"table.{kind}", kind)
-    table, (first, second, score) = read_columns(source, FIRST, SECOND, SCORE)
+    table, (first, second, score) = read_columns(source, "sentence1", "sentence2", "score")
     assert (first, second, score) == ("sentence1", "sentence2", "score")
     columns = (table.columns[score], table.texts(first), table.texts(second))
     assert list(zip(*columns, strict=True)) == ROWS
     assert table.numbers(score) == [4.5, 0.0]
     line = {"tsv": "line 3", "csv": "line 3", "jsonl": "line 3"}.get(kind, "row 2")
     assert table.where(1) == f"{source}, {line}"
+    # The same reader keeps some columns only, as mining does.
+    assert read_texts(f"{source}:sentence2,sentence1", 2) == [[c for *_, c in ROWS], columns[1]]
+    assert list(read_table(source, columns=2).columns) == ["score", "sentence1"]
+    with pytest.raises(ValueError, match="sentence2, expected nothing"):
+        read_texts(f"{source}:nothing", 1)
+    with pytest.raises(ValueError, match=r"got the columns .*sentence2, expected at least 4"):
+        read_texts(source, 4)
 
 
 @pytest.mark.parametrize(
     ("header", "suffix", "roles", "expected"),
     [
-        ("intent\ttext", "", (LABEL, TEXT), ("intent", "text")),
-        ("question\tsentence", "", (ANCHOR, POSITIVE), ("question", "sentence")),
-        ("source\tanchor\tpositive", "", (ANCHOR, POSITIVE), ("anchor", "positive")),
-        ("a\tb", "", (ANCHOR, POSITIVE), ("a", "b")),
-        ("a\tb\tc", ":c,a", (ANCHOR, POSITIVE), ("c", "a")),
+        ("intent\ttext", "", ("label", "sentence"), ("intent", "text")),
+        ("question\tsentence", "", ("anchor", "positive"), ("question", "sentence")),
+        ("source\tanchor\tpositive", "", ("anchor", "positive"), ("anchor", "positive")),
+        ("a\tb", "", ("anchor", "positive"), ("a", "b")),
+        ("a\tb\tc", ":c,a", ("anchor", "positive"), ("c", "a")),
     ],
 )
 def test_columns_by_role(tmp_path, header, suffix, roles, expected):
     path = tmp_path / "t.tsv"
     path.write_text(f"{header}\n" + "\t".join("xyz"[: header.count("\t") + 1]) + "\n")
     assert read_columns(f"{path}{suffix}", *roles)[1] == expected
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    (tmp_path / "a.tsv").write_text("q\ta\r\nx\ty\r\n", encoding="utf-8-sig")
+    (tmp_path / "a.csv").write_text("q,a\r\nx,y\r\n", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"q": "x", "a": "y"}\n', encoding="utf-8-sig")
+    for name in ("a.tsv", "a.csv", "a.jsonl"):
+        assert read_table(str(tmp_path / name)).columns == {"q": ["x"], "a": ["y"]}
 
 
 def test_a_text_a_line(tmp_path):
@@ -101,6 +107,8 @@ def test_quoted_line_breaks_and_the_lines_after_them(tmp_path):
 BAD = {
     "no such file": ("t.tsv", None),
     "got no rows": ("t.tsv", b"a\tb\n"),
+    "line 2: got a carriage return inside the line": ("t.tsv", b"a\tb\nx\ry\tz\n"),
+    "line 2: no JSON: maximum recursion": ("t.jsonl", b'{"a": 1}\n' + b"[" * 100_000),
     "line 3: byte 0xff is no UTF-8": ("t.tsv", b"a\tb\nx\ty\nx\t\xff\n"),
     "line 3: got 1 cells, expected 2: a, b": ("t.tsv", b"a\tb\nx\ty\nx\n"),
     "line 1: got a column name twice": ("t.tsv", b"a\ta\nx\ty\n"),
@@ -128,6 +136,7 @@ def test_a_bad_file(tmp_path, message):
     [
         ("texts", " ", "line 3: got no text in a"),
         ("texts", 7, "line 3: got 7 as a, expected a text"),
+        ("texts", "\ud800", "line 3: a: .*surrogates not allowed"),
         ("text_lists", ["x", ""], "line 3: got no text in a"),
         ("text_lists", [], "line 3: got no text in a"),
         ("numbers", "abc", "line 3: got 'abc' as a, expected a finite number"),
@@ -136,6 +145,7 @@ def test_a_bad_file(tmp_path, message):
         ("numbers", True, "line 3: got True as a"),
         ("labels", 0.5, "line 3: got 0.5 as a"),
         ("labels", None, "line 3: got None as a"),
+        ("labels", ["x"], r"line 3: got \['x'\] as a"),
     ],
 )
 def test_a_bad_cell(tmp_path, method, cell, message):
@@ -165,4 +175,29 @@ def test_missing_columns(tmp_path, suffix, message):
     path = tmp_path / "t.tsv"
     path.write_text("a\tb\tc\nx\ty\tz\n")
     with pytest.raises(ValueError, match=message):
-        read_columns(f"{path}{suffix}", ANCHOR, POSITIVE)
+        read_columns(f"{path}{suffix}", "anchor", "positive")
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "kind", "columns"),
+    [
+        ("score\tsentence1\tsentence2", "", "sts", ["sentence1", "sentence2", "score"]),
+        ("intent\ttext", "", "knn", ["text", "intent"]),
+        ("question\tsentence", "", "retrieval", ["question", "sentence"]),
+        ("a\tb\tc", ":c,a,b", "sts", ["c", "a", "b"]),
+        ("a\tb\tc", ":c,a", "retrieval", ["c", "a"]),
+    ],
+)
+def test_a_development_set_is_told_by_its_columns(tmp_path, header, named, kind, columns):
+    path = tmp_path / "t.tsv"
+    path.write_text(f"{header}\n" + "\t".join("123"[: header.count("\t") + 1]) + "\n")
+    found, table, names = read_development_set(f"{path}{named}")
+    assert (found, names, len(table)) == (kind, columns, 1)
+    with pytest.raises(ValueError, match=r"got the columns .*, expected x, y$"):
+        read_development_set(f"{path}:x,y")
+
+
+def test_a_column_that_says_where_a_row_is_from_is_no_text(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("source\tanchor\tpositive\nsnli\tone\ttwo\n")
+    assert read_columns(str(path), "source", "target")[1] == ("anchor", "positive")
