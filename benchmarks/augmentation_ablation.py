@@ -4,8 +4,9 @@
         --data wiki1m_for_simcse.txt --dev stsb/dev.tsv
 
 Trains `simcse-unsup` once for each row and seed: dropout alone, then crops, deletions, repetition,
-shuffling, cutoffs and masking on top of it, and none of all. Writes Spearman correlations on the
-development set, and the published ones beside those that the paper has, as JSON and as a table.
+shuffling, cutoffs and masking on top of it, and a deletion without any. Prints a table of Spearman
+correlations on the development set, the published ones beside those that the paper has, and keeps
+them as JSON, of which `contrastive_ops.benchmarks.report` makes the table in `docs/training.md`.
 
 Source: Gao et al. 2021, "SimCSE" (arXiv 2104.08821), table 1: STS-B dev, BERT base.
 """
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_ops.training import recipes
-from contrastive_ops.training.atomic import atomic_path, write_json
+from contrastive_ops.training.atomic import write_json
 from contrastive_ops.training.recipe_command import training_arguments
-from contrastive_ops.training.run import versions
 
-RESULTS = Path(__file__).parent / "results" / "augmentation"
+from .machine import describe
+from .report_training import augmentations
+
+RESULTS = Path(__file__).parent / "results" / "augmentation.json"
 #: Name, views of the positive, other settings, the paper's STS-B dev.
 ROWS: list[tuple[str, list[str], dict[str, Any], float | None]] = [
     ("dropout alone", ["dropout"], {}, 82.5),
@@ -40,7 +43,6 @@ ROWS: list[tuple[str, list[str], dict[str, Any], float | None]] = [
     ("feature cutoff", ["feature-cutoff"], {}, None),
     ("masked language model beside it", ["dropout"], {"mlm_weight": 0.1}, None),
 ]
-MISSING = "Not here: synonyms (77.4) and words filled in by a masked language model (62.2)."
 
 
 def main() -> None:
@@ -54,16 +56,17 @@ def main() -> None:
     parser.add_argument("--pooler", default="cls-before-pooler")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--caveat", default="", help="a line that goes under the table")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="without a suffix")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--scratch", type=Path, help="kept: what is finished there is read again")
     args, rest = parser.parse_known_args()
     trainer = {"disable_tqdm": True} | training_arguments(rest)
     found: list[dict[str, Any]] = []
     untrained = 0.0
     for name, views, settings, paper in ROWS:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as passing:
             summary: Any = recipes.simcse_unsup(
                 args.data,
-                scratch,
+                (args.scratch or Path(passing)) / f"row-{len(found)}",
                 seeds=args.seeds,
                 report=False,
                 model=args.model,
@@ -83,37 +86,17 @@ def main() -> None:
         found.append(row)
         print(f"{name:34} {100 * score['mean']:6.2f} ± {100 * score['std']:.2f}", flush=True)
     kept = {
+        "title": "Views of the positive",
         "model": Path(args.model).name,
         "seeds": args.seeds,
         "trainer": trainer,
         "untrained": untrained,
         "caveat": args.caveat,
-        "versions": versions(),
-        "rows": found,
+        **{k: v for k, v in describe().items() if k not in ("kernels", "backends")},
+        "augmentations": found,
     }
-    write_json(args.output.with_suffix(".json"), kept)
-    with atomic_path(args.output.with_suffix(".md")) as scratch_file:
-        scratch_file.write_text(table(kept), encoding="utf-8")
-
-
-def table(kept: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    lines = [
-        "| the positive is the sentence with | STS-B dev | alignment | uniformity | paper |",
-        "|---|---|---|---|---|",
-    ]
-    for row in kept["rows"]:
-        score = row["spearman"]
-        cells = [
-            row["name"],
-            f"{100 * score['mean']:.2f} ± {100 * score['std']:.2f}",
-            f"{row['alignment']['mean']:.3f}",
-            f"{row['uniformity']['mean']:.3f}",
-            "" if row["paper"] is None else f"{row['paper']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"Untrained: {100 * kept['untrained']:.2f}. {MISSING}", kept["caveat"]]
-    return "\n".join(lines).rstrip() + "\n"
+    write_json(args.output, kept)
+    print(f"\n{augmentations(kept)}")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,9 @@ def main() -> None:
             facts = {k: v for k, v in describe().items() if k not in ("kernels", "backends")}
             kept = json.loads(args.output.read_text()) if args.output.exists() else {"runs": {}}
             kept["runs"][name] = found | facts
-            write_json(args.output, {"title": "Commands of docs/training.md", **kept})
+            write_json(
+                args.output, {"title": "Commands of docs/training.md", "tables": TABLES, **kept}
+            )
 
 
 if __name__ == "__main__":

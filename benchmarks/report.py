@@ -1,7 +1,8 @@
-"""Rewrites README's measured tables from the JSON files in benchmarks/results, and nothing else.
+"""Rewrites the measured parts of README and docs/training.md from the JSON files in
+benchmarks/results, and nothing else.
 
 python -m contrastive_ops.benchmarks.report           rewrite
-python -m contrastive_ops.benchmarks.report --check   exit with 1 if README is out of date
+python -m contrastive_ops.benchmarks.report --check   exit with 1 if a page is out of date
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import report_training
+
 BEGIN = "<!-- measured: begin; written by `python -m contrastive_ops.benchmarks.report` -->"
 END = "<!-- measured: end -->"
 
 _HERE = Path(__file__).resolve().parent
 README = _HERE.parent / "README.md"
+TRAINING = _HERE.parent / "docs" / "training.md"
 RESULTS = _HERE / "results"
 
 FAMILIES = ("nt-xent", "matryoshka", "sigmoid", "triplet", "late-interaction", "cosent")
@@ -27,21 +31,27 @@ Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrites README, or checks it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only say whether README is current")
+    """Rewrites the pages, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="only say which page is not current")
     args = parser.parse_args(argv)
-    before = README.read_text()
-    after = rewrite(before, load(RESULTS))
-    if args.check:
-        if before != after:
-            print("README.md is out of date: python -m contrastive_ops.benchmarks.report")
-        return int(before != after)
-    if before != after:
-        partial = README.with_suffix(".partial")
-        partial.write_text(after)
-        os.replace(partial, README)
-    return 0
+    old = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
+    for path in old:
+        if args.check:
+            print(f"{path.name} is out of date: python -m contrastive_ops.benchmarks.report")
+        else:
+            partial = path.with_suffix(".partial")
+            partial.write_text(pages()[path], encoding="utf-8")
+            os.replace(partial, path)
+    return int(args.check and bool(old))
+
+
+def pages() -> dict[Path, str]:
+    """What each page should be."""
+    return {
+        README: rewrite(README.read_text(encoding="utf-8"), load(RESULTS)),
+        TRAINING: report_training.rewrite(TRAINING.read_text(encoding="utf-8"), RESULTS),
+    }
 
 
 def load(folder: Path) -> dict[str, Results]:

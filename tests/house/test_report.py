@@ -1,4 +1,4 @@
-"""README's tables come from the JSON files in benchmarks/results, and nothing else does."""
+"""README's and training.md's numbers are those of the JSON files in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from contrastive_ops.benchmarks import plot, report
+from contrastive_ops.benchmarks import plot, report, report_training
 
 FACTS = {
     "date": "2026-01-01",
@@ -139,26 +139,92 @@ def test_markers_must_be_there_once(text):
         report.rewrite(text, {})
 
 
+def training_results():
+    """Of the commands, the study and the ablation, a line each."""
+    facts = FACTS | {"versions": FACTS["versions"] | {"transformers": "5.0"}}
+    command = "contrastive-ops train static --data a.tsv --evaluate " + "x" * 80
+    before, after = (
+        {"sts-dev_spearman": score, "alignment": 0.25, "uniformity": -2.5} for score in (0.5, 0.75)
+    )
+    done = {"untrained": before, "trained": after, "steps": 7, "metric": "sts-dev_spearman"}
+    done |= {"command": command, "seconds": 12.4, "first_loss": 4.0, "last_loss": 1.25}
+
+    def spread(scores, std):
+        return {name: {"mean": value, "std": std} for name, value in scores.items()}
+
+    part = {"note": "a note", "seeds": [1, 2], "first_loss": [4.0, 2.0], "last_loss": [1.0, 1.0]}
+    part |= {"untrained": spread(before, 0.0), "trained": spread(after, 0.01)}
+    part |= {"training_seconds": [3.0, 5.0]}
+    share = {"note": "a small encoder", "batch_64": {"share_median": 0.0123}}
+    score = {"mean": 0.8, "std": 0.01}
+    view = {"name": "crop 10 %", "spearman": score, "paper": 77.8}
+    view |= {"alignment": {"mean": 0.2}, "uniformity": {"mean": -2.0}}
+    return {
+        "recipes": {"tables": {"a.tsv": "rows"}, "runs": {"static": done | facts}},
+        "training": {"parts": {"simcse_sup": part | facts, "loss_share": share | facts}},
+        "augmentation": {"untrained": 0.7, "caveat": "A caveat.", "augmentations": [view]} | facts,
+    }
+
+
+def write_training(folder):
+    for name, kept in training_results().items():
+        (folder / f"{name}.json").write_text(json.dumps(kept))
+
+
+def test_training_parts_hold_the_measured_numbers(tmp_path):
+    write_training(tmp_path)
+    parts = report_training.render(tmp_path)
+    assert "train static --data a.tsv \\\n    --evaluate xxx" in parts["static"]
+    assert (
+        "7 steps, 12 s from start to report on 2 threads. Loss 4 → 1.25; Spearman (sts-dev) "
+        in (parts["static"])
+    )
+    assert "| `a.tsv` | rows |" in parts["tables"]
+    assert "50.00 → **75.00**, alignment 0.250 → **0.250**, uniformity" in parts["static"]
+    assert (
+        "| `simcse_sup`: a note | Spearman (sts-dev) | 50.00 | **75.00 ± 1.00** | 3.00 → 1.00 | 4 |"
+        in parts["study"]
+    )
+    assert "1.23% of a step at batch 64: a small encoder." in parts["study"]
+    assert "2 seeds. Some CPU, 2 threads, AVX-512; torch 2.13.0" in parts["study"]
+    assert "| crop 10 % | 80.00 ± 1.00 | 0.200 | -2.000 | 77.8 |" in parts["augmentation"]
+    assert "A caveat." in parts["augmentation"]
+
+
+def test_training_parts_and_places_must_agree(tmp_path):
+    write_training(tmp_path)
+    names = ("static", "tables", "study", "augmentation")
+    page = "\n\n".join(f"<!-- measured: {name} -->\nold\n<!-- end -->" for name in names)
+    new = report_training.rewrite(page, tmp_path)
+    assert "old" not in new
+    assert report_training.rewrite(new, tmp_path) == new
+    with pytest.raises(ValueError, match="places for static, tables, study, expected static"):
+        report_training.rewrite(page.rpartition("<!-- measured")[0], tmp_path)
+
+
 def test_check_and_rewrite(tmp_path, monkeypatch, capsys):
-    readme = tmp_path / "README.md"
+    readme, training = tmp_path / "README.md", tmp_path / "training.md"
     readme.write_text(f"a\n{report.BEGIN}\n{report.END}\n")
+    training.write_text("b\n")
     (tmp_path / "one-direction.json").write_text(json.dumps(results()["one-direction"]))
     (tmp_path / "other.json").write_text("{}")
     monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "TRAINING", training)
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.main(["--check"]) == 1
-    assert "out of date" in capsys.readouterr().out
+    assert "README.md is out of date" in capsys.readouterr().out
     assert report.main([]) == 0
     assert "| dense | 1.50 s |" in readme.read_text()
+    assert training.read_text() == "b\n"
     assert report.main(["--check"]) == 0
 
 
 @pytest.mark.skipif(not report.README.is_file(), reason="not a source checkout")
-def test_readme_is_up_to_date():
-    text = report.README.read_text()
-    assert report.rewrite(text, report.load(report.RESULTS)) == text, (
-        "run: python -m contrastive_ops.benchmarks.report"
-    )
+def test_pages_are_up_to_date():
+    for path, text in report.pages().items():
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name}: run python -m contrastive_ops.benchmarks.report"
+        )
 
 
 def test_plot(tmp_path):
