@@ -546,7 +546,8 @@ def _late_interaction(quick: bool) -> list[Comparison]:
 
         def loss(q: Tensor, k: Tensor) -> Tensor:
             q, k = F.normalize(q, dim=2), F.normalize(k, dim=2)
-            scores = torch.einsum("nid,mjd->nmij", q, k).amax(3).sum(2)
+            # The maxima' indices: `amax` would compare the whole matrix again in the backward.
+            scores = torch.einsum("nid,mjd->nmij", q, k).max(3).values.sum(2)
             return F.cross_entropy(scores / case["temperature"], target)
 
         return loss
