@@ -26,11 +26,15 @@ class Backend(Protocol):
     """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
     else they come as float32."""
 
+    SUMMARIZES: bool
+    """Whether `forward` and `total` fill a ``summary`` (see `.summary`) in the loss's own scan;
+    else they are given none."""
+
     def serves(self, problem: SimilarityProblem, operands: Operands) -> bool:
         """Whether the problem is served as it stands; else it comes in parts (see `lowering`)."""
 
     def forward(
-        self, problem: SimilarityProblem, operands: Operands
+        self, problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L, and the float64 row and column statistics that `backward` wants back."""
 
@@ -56,6 +60,7 @@ class Backend(Protocol):
         operands: Operands,
         weight: Tensor | float,
         wanted: Wanted,
+        summary: Tensor | None = None,
     ) -> tuple[Tensor, Gradients]:
         """sum_i weight_i L_i with its gradients, in one go."""
 

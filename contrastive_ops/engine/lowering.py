@@ -9,6 +9,8 @@ kernel for them once the rest is split. What then is left unserved goes to the `
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,11 +30,13 @@ from .problem import (
 from .reference import mean_over_positives
 from .similarity import positive_index
 
+Found = TypeVar("Found")
+
 
 class Kernels:
     """One backend's ``forward``, ``backward`` and ``total`` (see :class:`.backends.Backend`).
 
-    A ``summary`` (see `.summary`) is filled by the first scan: that of queries and keys.
+    A ``summary`` (see `.summary`) is filled by the first scan: that of queries and keys, whole.
     """
 
     def __init__(self, name: str, summary: Tensor | None = None) -> None:
@@ -40,9 +44,12 @@ class Kernels:
         self.takes_half = self.backend.TAKES_HALF
         self.summary = summary
 
-    def _asked(self) -> dict[str, Tensor]:
-        summary, self.summary = self.summary, None
-        return {} if summary is None else {"summary": summary}
+    def _scan(self, run: Callable[..., Found], *problem: Any) -> Found:
+        if self.summary is None:
+            return run(*problem)
+        found = run(*problem, summary=self.summary)
+        self.summary = None
+        return found
 
     def forward(
         self, problem: SimilarityProblem, operands: Operands
@@ -50,7 +57,7 @@ class Kernels:
         """(N,) losses, and statistics; those of a problem in parts are not read again."""
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.forward(problem, operands, **self._asked())
+                return self._scan(self.backend.forward, problem, operands)
         row, column = self.stats_shapes(problem, operands)
         none = torch.empty(row, dtype=torch.float64, device=operands.query.device)
         return self._losses(problem, operands), none, none.new_empty(column)
@@ -84,7 +91,7 @@ class Kernels:
     ) -> tuple[Tensor, Gradients]:
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.total(problem, operands, weight, wanted, **self._asked())
+                return self._scan(self.backend.total, problem, operands, weight, wanted)
             return self._total_of_prefixes(problem, operands, weight, wanted)
         if self._by_prefix(problem, operands):
             return self._total_of_prefixes(problem, operands, weight, wanted)
@@ -94,12 +101,12 @@ class Kernels:
             both = (wanted[0], wanted[0], *wanted[2:])
             loss, found = self.total(*two_sets(problem, operands), weight, both)
             return loss, found._replace(query=_sum(found.query, found.key), key=None)
-        return chunked.total(problem, operands, weight, wanted)
+        return self._scan(chunked.total, problem, operands, weight, wanted)
 
     def _losses(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
         if self.backend.serves(problem, operands):
             with contextlib.suppress(NotServedError):
-                return self.backend.forward(problem, operands, **self._asked())[0]
+                return self._scan(self.backend.forward, problem, operands)[0]
             return self._losses_of_prefixes(problem, operands)
         if self._by_prefix(problem, operands):
             return self._losses_of_prefixes(problem, operands)
@@ -109,7 +116,7 @@ class Kernels:
             return (losses + mean_over_positives(pairs, operands)) / 2
         if problem.one_set:
             return self._losses(*two_sets(problem, operands))
-        return chunked.forward(problem, operands)[0]
+        return self._scan(chunked.forward, problem, operands)[0]
 
     def _losses_of_prefixes(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
         parts = [w * self._losses(p, o) for _, w, p, o in each_prefix(problem, operands)]

@@ -174,9 +174,10 @@ def on_prefixes(
 def each_prefix(
     problem: SimilarityProblem, operands: Operands
 ) -> Iterator[tuple[int, float, SimilarityProblem, Operands]]:
-    """A problem on prefixes as one problem on whole rows for each: (dim, weight, problem, rows)."""
+    """A problem on prefixes as one problem on whole rows for each: (dim, weight, problem, rows),
+    the longest first."""
     alone = problem._replace(prefixes=(), prefix_weights=())
-    for dim, weight in zip(problem.prefixes, problem.prefix_weights, strict=True):
+    for dim, weight in reversed([*zip(problem.prefixes, problem.prefix_weights, strict=True)]):
         yield dim, weight, alone, prefix(operands, dim)
 
 

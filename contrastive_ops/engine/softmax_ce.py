@@ -24,9 +24,9 @@ def softmax_ce(
 
     ``weight`` is (N,) or a number and not differentiated. The result is float32, or float64 for
     float64 operands; it is differentiable in the first six operands. A ``summary``
-    (:func:`.summary.empty_summary`) is filled by the same scan; by one of its own, a matrix product
-    more, where operators are recorded, the backend has no sums for it, or the problem is of one set
-    or of prefixes.
+    (:func:`.summary.empty_summary`) is filled by the same scan, query to key and of the longest
+    prefix; by one of its own, a matrix product more, where operators are recorded or transformed
+    and on a backend that has no sums for it.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
@@ -45,7 +45,7 @@ def _on(
     if summary is not None:
         if _in_one_scan(name, problem, operands):
             return differentiable(Kernels(name, summary), problem, operands, weight)
-        _scan_apart(name, problem, operands, summary)
+        _scan_apart(problem, operands, summary)
     if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
         losses = reference.losses(problem, operands)
         return losses if weight is None else (losses * weight).sum()
@@ -58,28 +58,22 @@ def _on(
 
 
 def _in_one_scan(name: str, problem: SimilarityProblem, operands: Operands) -> bool:
-    return _is_eager(name, operands) and not (problem.one_set or problem.prefixes)
-
-
-def _is_eager(name: str, operands: Operands) -> bool:
-    if name == "reference" or tracing.is_traced():
+    if name == "cpu" and (problem.one_set or problem.prefixes):
+        return False
+    if name == "reference" or not backends.module(name).SUMMARIZES or tracing.is_traced():
         return False
     if torch._C._are_functorch_transforms_active():
         return False
-    return not tracing.needs_reference(operands[:DIFFERENTIABLE]) and name in SUMMARIZING
+    return not tracing.needs_reference(operands[:DIFFERENTIABLE])
 
 
-def _scan_apart(name: str, problem: SimilarityProblem, operands: Operands, summary: Tensor) -> None:
-    """Fills the summary of the whole rows (of the longest prefix), query to key."""
+def _scan_apart(problem: SimilarityProblem, operands: Operands, summary: Tensor) -> None:
+    """Fills the summary in stripes of plain PyTorch, which compilers and transforms see through."""
     problem = problem._replace(symmetric=False, prefixes=(), prefix_weights=())
     if problem.one_set:
         problem, operands = two_sets(problem, operands)
-    backend = backends.module(name) if _is_eager(name, operands) else chunked
     with torch.no_grad():
-        backend.forward(problem, operands, summary=summary)  # type: ignore[call-arg]
+        chunked.forward(problem, operands, summary=summary)
 
-
-SUMMARIZING = ("cpu", "torch")
-"""Backends whose ``forward`` and ``total`` also take ``summary=``."""
 
 _kernels = functools.cache(Kernels)

@@ -29,6 +29,7 @@ from .prepared import prepare
 
 # float64 never comes here: `backends.choose` hands it to `torch`.
 TAKES_HALF = True
+SUMMARIZES = False
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
