@@ -123,7 +123,7 @@ def mined(
     """Questions and the sentences that answer them, with mined negatives or without."""
     header, rows = read(data / "squad/dev.tsv")
     cut = len(rows) * 4 // 5  # rows of one article are neighbours: other articles are held out
-    known = random.Random(0).sample(rows[:cut], 2000)
+    known = random.Random(0).sample(rows[:cut], 1000)
     train = write(folder / "train.tsv", header, known)
     dev = write(folder / "dev.tsv", header, rows[cut : cut + 1000])
     what = "a mined negative each" if negatives else "no mined negatives"
@@ -132,7 +132,7 @@ def mined(
         train,
         folder,
         seeds,
-        f"MiniLM, 25 steps of 32 of 2,000 questions, {what}; tested on 1,000 of other articles",
+        f"MiniLM, 25 steps of 32 of 1,000 questions, {what}; tested on 1,000 of other articles",
         model=model,
         mine={"num_negatives": negatives, "relative_margin": 0.05} if negatives else {},
         max_length=64,
