@@ -34,41 +34,41 @@ TABLES = {
     "nli-triplets.tsv": "14,410 triplets of premise, entailed and contradicted hypothesis",
     "nli-pairs.tsv": "50,632 pairs with the label of each",
     "nli-scores.tsv": "the same pairs, with 1, 0.5 or 0 for entailment, neutral, contradiction",
-    "sentences.txt": "20,000 sentences",
-    "intents.tsv": "3,000 texts of 150 intents",
-    "squad-train.tsv": "2,000 questions, each with the sentence that answers it",
+    "sentences.txt": "10,000 sentences",
+    "intents.tsv": "1,500 texts of 150 intents",
+    "squad-train.tsv": "1,000 questions, each with the sentence that answers it",
     "stsb-dev.tsv": "STS Benchmark's development set",
-    "intents-dev.tsv": "3,000 further texts of the intents",
-    "squad-dev.tsv": "2,114 questions and sentences of other articles",
+    "intents-dev.tsv": "1,500 further texts of the intents",
+    "squad-dev.tsv": "1,000 questions and sentences of other articles",
 }
 
 #: Arguments of each run, by its name.
 EXAMPLES: dict[str, str] = {
     "static": f"static --data nli-triplets.tsv {_STS}",
     "simcse-unsup": f"simcse-unsup --model minilm --pooler mean --head none --data sentences.txt "
-    f"{_STS} --max_steps 40 --eval_steps 10 --save_steps 10 --logging_steps 5",
+    f"{_STS} --max_steps 20 --eval_steps 10 --save_steps 10 --logging_steps 5",
     "simcse-sup": f"simcse-sup --model minilm --pooler mean --head none --data nli-triplets.tsv "
-    f"{_STS} --per_device_train_batch_size 64 --max_steps 30 --eval_steps 10 --save_steps 10 "
+    f"{_STS} --per_device_train_batch_size 64 --max_steps 20 --eval_steps 10 --save_steps 10 "
     "--logging_steps 5",
     "sbert-softmax": f"sbert-softmax --model minilm --data nli-pairs.tsv {_STS} "
-    "--per_device_train_batch_size 32 --max_steps 60 --eval_steps 20 --logging_steps 5",
+    "--per_device_train_batch_size 32 --max_steps 40 --eval_steps 40 --logging_steps 5",
     "sbert-cosine": f"sbert-cosine --model minilm --data nli-scores.tsv --score-range 0 1 {_STS} "
-    "--per_device_train_batch_size 32 --max_steps 60 --eval_steps 20 --logging_steps 5",
+    "--per_device_train_batch_size 32 --max_steps 40 --eval_steps 40 --logging_steps 5",
     "sbert-triplet": "sbert-triplet --model minilm --data intents.tsv "
     "--evaluate intents=intents-dev.tsv --batch_sampler group_by_label "
-    "--per_device_train_batch_size 60 --max_steps 40 --eval_steps 20 --logging_steps 5",
+    "--per_device_train_batch_size 60 --max_steps 30 --eval_steps 30 --logging_steps 5",
     "distill": f"distill --teacher minilm --model '' --dim 384 --data sentences.txt {_STS} "
     "--learning_rate 0.01 --num_train_epochs 1",
     "contrastive": "contrastive --model minilm --data squad-train.tsv "
     "--mine '{num_negatives: 1, relative_margin: 0.05}' --guide minilm "
     "--evaluate squad=squad-dev.tsv --max_length 64 --per_device_train_batch_size 32 "
-    "--max_steps 30 --eval_steps 15 --logging_steps 5",
+    "--max_steps 20 --eval_steps 20 --logging_steps 5",
     "contrastive-labels": "contrastive --model minilm --objective sup_con --temperature 0.1 "
     "--data intents.tsv --evaluate intents=intents-dev.tsv --batch_sampler group_by_label "
-    "--max_length 32 --per_device_train_batch_size 100 --max_steps 30 --eval_steps 15 "
+    "--max_length 32 --per_device_train_batch_size 100 --max_steps 20 --eval_steps 10 "
     "--logging_steps 5",
     "contrastive-queue": f"contrastive --model minilm --data sentences.txt --views repeat "
-    f"--queue 256 {_STS} --max_length 32 --max_steps 30 --eval_steps 15 --logging_steps 5",
+    f"--queue 256 {_STS} --max_length 32 --max_steps 20 --eval_steps 20 --logging_steps 5",
 }
 
 
@@ -77,24 +77,25 @@ def prepare(data: Path, minilm: Path, folder: Path) -> None:
     draw = random.Random(0)
     _copy(data / "nli/triplets.tsv", folder / "nli-triplets.tsv")
     _copy(data / "stsb/dev.tsv", folder / "stsb-dev.tsv")
-    _copy(data / "clinc150/val.tsv", folder / "intents-dev.tsv")
+    header, rows = read(data / "clinc150/val.tsv")
+    write(folder / "intents-dev.tsv", header, rows[::2])
     _, pairs = read(data / "nli/pairs.tsv")
     write(folder / "nli-pairs.tsv", ["label", "premise", "hypothesis"], [r[1:] for r in pairs])
     score = {"entailment": "1", "neutral": "0.5", "contradiction": "0"}
     rows = [[score[label], *texts] for _, label, *texts in pairs]
     write(folder / "nli-scores.tsv", ["score", "sentence1", "sentence2"], rows)
     _, sentences = read(data / "sentences/sentences.tsv")
-    lines = [row[1] for row in draw.sample(sentences, 20_000)]
+    lines = [row[1] for row in draw.sample(sentences, 10_000)]
     (folder / "sentences.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     header, rows = read(data / "clinc150/train.tsv")
     taken: dict[str, Rows] = defaultdict(list)
     for row in draw.sample(rows, len(rows)):
         taken[row[0]].append(row)
-    write(folder / "intents.tsv", header, [r for own in taken.values() for r in own[:20]])
+    write(folder / "intents.tsv", header, [r for own in taken.values() for r in own[:10]])
     header, rows = read(data / "squad/dev.tsv")
     cut = len(rows) * 4 // 5  # rows of one article are neighbours: other articles are held out
-    write(folder / "squad-train.tsv", header, draw.sample(rows[:cut], 2000))
-    write(folder / "squad-dev.tsv", header, rows[cut:])
+    write(folder / "squad-train.tsv", header, draw.sample(rows[:cut], 1000))
+    write(folder / "squad-dev.tsv", header, rows[cut : cut + 1000])
     if not (folder / "minilm").exists():
         (folder / "minilm").symlink_to(minilm.resolve(), target_is_directory=True)
 

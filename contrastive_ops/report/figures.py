@@ -340,6 +340,8 @@ def _line(
     axes.plot(step, mean, color=color, marker="o" if dots else None, markersize=3.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.margins(x=0.02)
+    if len(step) == 1:
+        axes.set(xlim=(step[0] - 1, step[0] + 1), xticks=step)
 
 
 def _running_mean(values: np.ndarray, half: int) -> np.ndarray:

@@ -377,6 +377,8 @@ class Distillation(RecipeLoss):
                     teacher,
                     temperature=self.settings.temperature,
                     teacher_temperature=self.settings.temperature,
+                    # Of a text and itself it is 1, which would drown all others.
+                    exclude_self=student is x[0],
                     backend=self.settings.backend,
                 )
                 loss = loss + self.settings.kl_weight * kl

@@ -183,6 +183,20 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         model_of(tmp_path / "nowhere")
 
 
+def test_a_backbone_of_the_hub_needs_only_its_name(bert, tmp_path, monkeypatch):
+    """Here one that was downloaded before: nothing else of the hub is there in a test."""
+    kept = tmp_path / "models--somebody--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    (kept / "snapshots").mkdir()
+    (kept / "snapshots" / ("0" * 40)).symlink_to(bert)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found, expected = (
+        model_of(name, pooler="mean").encode(TEXTS) for name in ("somebody/tiny", bert)
+    )
+    assert (found == expected).all()
+
+
 def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
     pytest.importorskip("peft")
     settings = {"lora": {"r": 4, "target_modules": ["query", "value"]}, "model": str(bert)}
