@@ -43,7 +43,7 @@ def _on(
     summary: Tensor | None,
 ) -> Tensor:
     if summary is not None:
-        if _in_one_scan(name, problem, operands):
+        if _in_one_scan(name, operands):
             return differentiable(Kernels(name, summary), problem, operands, weight)
         _scan_apart(problem, operands, summary)
     if name == "reference" or tracing.needs_reference(operands[:DIFFERENTIABLE]):
@@ -57,9 +57,7 @@ def _on(
     return differentiable(_kernels(name), problem, operands, weight)
 
 
-def _in_one_scan(name: str, problem: SimilarityProblem, operands: Operands) -> bool:
-    if name == "cpu" and (problem.one_set or problem.prefixes):
-        return False
+def _in_one_scan(name: str, operands: Operands) -> bool:
     if name == "reference" or not backends.module(name).SUMMARIZES or tracing.is_traced():
         return False
     if torch._C._are_functorch_transforms_active():

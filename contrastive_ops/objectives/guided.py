@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.similarity import prepared, unit_rows
-from ..engine.softmax_ce import softmax_ce
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
-from .matryoshka import Dims, Weights, summed, with_prefixes
+from .info_nce import reduced_softmax
+from .matryoshka import Dims, Weights, summed
+from .statistics import Receiver
 
 
 def threshold_guided_nce(
@@ -31,6 +32,7 @@ def threshold_guided_nce(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""InfoNCE without the in-batch negatives whose guide cosine exceeds a fixed threshold.
 
@@ -47,8 +49,8 @@ def threshold_guided_nce(
         guide: ``(guide_query, guide_key)``, (N, G) each, not differentiated.
         guide_threshold: phi in [-1, 1]; exclusion is strict.
         objective, excluded_logit: see above. ``excluded_logit=0`` needs ``"softmax_bce"``.
-        temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`.
+        temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes,
+        statistics: as in :func:`contrastive_ops.info_nce`; ``statistics`` need ``"softmax_ce"``.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -73,7 +75,6 @@ def threshold_guided_nce(
     problem, operands = describe(
         query, key, temperature=temperature, workspace_bytes=workspace_bytes
     )
-    share = shares(reduction, n)
     if objective == "softmax_ce":
         if excluded_logit is not None:
             raise ValueError("excluded_logit: got 0, expected None with objective='softmax_ce'")
@@ -83,8 +84,19 @@ def threshold_guided_nce(
             guide_key=guide_key,
             guide_threshold=guide_query.new_full((n,), threshold),
         )
-        problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
-        return softmax_ce(problem, operands, share, backend)
+        return reduced_softmax(
+            problem,
+            operands,
+            matryoshka_dims,
+            matryoshka_weights,
+            None,
+            reduction,
+            backend,
+            statistics,
+        )
+    if statistics is not None:
+        raise ValueError(f"statistics: got {statistics!r}, expected None with {objective=}")
+    share = shares(reduction, n)
 
     def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
         unit, keys = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))

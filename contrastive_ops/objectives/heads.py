@@ -10,6 +10,7 @@ from ..engine.similarity import full_precision, unit_rows
 from .arguments import Number, Reduction, inverse_temperature, matrices, pairs, reduced, wide
 from .distance import with_key_bias
 from .info_nce import info_nce
+from .statistics import Receiver
 
 
 def pair_features(u: Tensor, v: Tensor, *, product: bool = False) -> Tensor:
@@ -75,6 +76,7 @@ def vocabulary_softmax(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""Cross-entropy of a word among a vocabulary, :math:`-\log \mathrm{softmax}(W e_i + b)_{y_i}`.
 
@@ -85,8 +87,9 @@ def vocabulary_softmax(
         weight: (V, D), the vocabulary's rows.
         targets: (N,) int64 in [0, V).
         bias: (V,), differentiated if it wants to be.
-        temperature, reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`,
-            which this is with dot products.
+        temperature, reduction, backend, workspace_bytes, statistics: as in
+            :func:`contrastive_ops.info_nce`, which this is with dot products. Statistics are of the
+            logits with their bias.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -111,6 +114,7 @@ def vocabulary_softmax(
         reduction=reduction,
         backend=backend,
         workspace_bytes=workspace_bytes,
+        statistics=statistics,
     )
 
 

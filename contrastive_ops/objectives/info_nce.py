@@ -115,7 +115,7 @@ def info_nce(
         statistics: a function, such as a list's ``append``, that is called with the batch's
             :class:`Statistics` (accuracy, ranks, hardest negatives, ...), query to key and of the
             longest prefix. The backends ``cpu`` and ``torch`` gather them in the loss's own scan;
-            others, compiled graphs, and losses on prefixes in one more matrix product.
+            others, compiled graphs and function transforms in one more matrix product.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the

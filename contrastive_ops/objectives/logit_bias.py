@@ -14,6 +14,7 @@ from .arguments import Number, Reduction, describe, divisor, matrices, pairs, ro
 from .distance import squared_l2_factors, with_key_bias
 from .info_nce import info_nce
 from .matryoshka import Dims, Weights, summed
+from .statistics import Receiver
 
 
 def sampled_softmax(
@@ -31,6 +32,7 @@ def sampled_softmax(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""In-batch softmax with popularity correction: logits :math:`s_{ij}/T - \log p_j`.
 
@@ -41,8 +43,9 @@ def sampled_softmax(
         key_log_probability: (M,) log of the probability of key j being in the batch, floating,
             finite, not differentiated.
         temperature, positives, query_ids, key_ids, matryoshka_dims, matryoshka_weights, normalize,
-        reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`, one prefix
-            after another; the defaults are the raw dot product.
+        reduction, backend, workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`, one
+            prefix after another; the defaults are the raw dot product. Statistics are of the logits
+            with their correction.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -57,7 +60,7 @@ def sampled_softmax(
     check.flag("normalize", normalize)
     bias = -key_log_probability.detach()
 
-    def loss(query: Tensor, key: Tensor) -> Tensor:
+    def loss(query: Tensor, key: Tensor, statistics: Receiver | None = None) -> Tensor:
         if normalize:
             query, key = unit_rows(wide(query)), unit_rows(wide(key))
         query, key = with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor)
@@ -72,9 +75,10 @@ def sampled_softmax(
             reduction=reduction,
             backend=backend,
             workspace_bytes=workspace_bytes,
+            statistics=statistics,
         )
 
-    return summed(loss, (query, key), matryoshka_dims, matryoshka_weights)
+    return summed(loss, (query, key), matryoshka_dims, matryoshka_weights, statistics)
 
 
 def squared_l2_nce(
@@ -88,6 +92,7 @@ def squared_l2_nce(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""InfoNCE over squared Euclidean distances: logits :math:`-\|q_i - k_j\|^2 / T`.
 
@@ -96,7 +101,8 @@ def squared_l2_nce(
     Args:
         query, key: (N, D) and (M, D), M >= N, rows as they are; key i is the positive of query i.
         temperature, symmetric, matryoshka_dims, matryoshka_weights, reduction, backend,
-        workspace_bytes: as in :func:`contrastive_ops.info_nce`; one prefix after another.
+        workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`; one prefix after
+            another.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -105,7 +111,7 @@ def squared_l2_nce(
     symmetric).
     """
 
-    def loss(query: Tensor, key: Tensor) -> Tensor:
+    def loss(query: Tensor, key: Tensor, statistics: Receiver | None = None) -> Tensor:
         return info_nce(
             *squared_l2_factors(query, key),
             temperature=temperature,
@@ -114,10 +120,11 @@ def squared_l2_nce(
             reduction=reduction,
             backend=backend,
             workspace_bytes=workspace_bytes,
+            statistics=statistics,
         )
 
     rows = matrices(query=query, key=key)
-    return summed(loss, rows, matryoshka_dims, matryoshka_weights)
+    return summed(loss, rows, matryoshka_dims, matryoshka_weights, statistics)
 
 
 def brownian_bridge_nce(
@@ -131,6 +138,7 @@ def brownian_bridge_nce(
     reduction: Reduction = "mean",
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    statistics: Receiver | None = None,
 ) -> Tensor:
     r"""Time Control: each end point finds the triplet on whose bridge it lies.
 
@@ -144,7 +152,7 @@ def brownian_bridge_nce(
     Args:
         start, middle, end: (N, D) latent points z(0), z(t), z(T) of N stretches of text.
         start_time, middle_time, end_time: (N,) floating, start < middle < end.
-        reduction, backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
+        reduction, backend, workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: times out of order, or as in :func:`info_nce`.
@@ -184,6 +192,7 @@ def brownian_bridge_nce(
         reduction=reduction,
         backend=backend,
         workspace_bytes=workspace_bytes,
+        statistics=statistics,
     )
 
 

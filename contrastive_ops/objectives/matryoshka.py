@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, each_prefix, on_prefixes
 from .arguments import Number
 from .distillation import embedding_kl
+from .statistics import Receiver
 
 Dims = Sequence[int] | None
 Weights = Sequence[Number] | None
@@ -150,17 +151,27 @@ def weighted_sum(
 
 
 def summed(
-    loss: Callable[..., Tensor], rows: Sequence[Tensor], dims: Dims, weights: Weights
+    loss: Callable[..., Tensor],
+    rows: Sequence[Tensor],
+    dims: Dims,
+    weights: Weights,
+    statistics: Receiver | None = None,
 ) -> Tensor:
-    """sum_d w_d loss(*prefixes), one after another: losses that are not linear in log-sum-exps."""
+    """sum_d w_d loss(*prefixes), one after another: losses that are not linear in log-sum-exps.
+
+    ``statistics`` go to the loss on the longest prefix, as its keyword argument.
+    """
+    asked = {} if statistics is None else {"statistics": statistics}
     if dims is None and weights is None:
-        return loss(*rows)
+        return loss(*rows, **asked)
     for x in rows:
         check.matrix("embeddings", x, (2, 3))
         check.same("embeddings", x, "embeddings[0]", rows[0])
-    prefixes = _checked(rows[0].shape[-1], dims, weights)
-    parts = [w * loss(*[x[..., :dim] for x in rows]) for dim, w in prefixes]
-    return sum(parts[1:], parts[0])
+    (dim, w), *others = sorted(_checked(rows[0].shape[-1], dims, weights), reverse=True)
+    total = w * loss(*[x[..., :dim] for x in rows], **asked)
+    for dim, w in others:
+        total = total + w * loss(*[x[..., :dim] for x in rows])
+    return total
 
 
 def _checked(width: int, dims: Dims, weights: Weights) -> list[tuple[int, float]]:

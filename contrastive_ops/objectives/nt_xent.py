@@ -64,8 +64,7 @@ def nt_xent(
             NTXentLoss). Two views are the same either way.
         margin, label_smoothing, false_negative_margin, statistics, matryoshka_dims,
         matryoshka_weights, normalize, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; the first four need ``positives_in_denominator=True``,
-            and ``statistics`` take one product of their own.
+            :func:`contrastive_ops.info_nce`; the first four need ``positives_in_denominator=True``.
         reduction: ``"mean"`` and ``"sum"`` over all V N rows, or ``"none"``, (V N,) view by view.
 
     Returns:

@@ -8,6 +8,7 @@ void fold_column(const S& st, const Stripe& s, int64_t j) {
   if (st.p.one_set) {  // those above the diagonal
     chunks = minimum(chunks, j / st.tile_columns - st.first_tile(s));
     if (chunks < 0) return;
+    if (st.p.summary) fold_column_summary(st, s, j, chunks);
   }
   const int64_t stride = st.keys.tiles * st.tile_columns;
   LogSum sum;

@@ -120,6 +120,7 @@ class Kernel {
   }
 
   void gradient_sweep() {
+    for_each_level([](S& level) { level.part_summary = nullptr; });  // it is complete
     for (int64_t index = 0; index < st.stripes; ++index) {
       const Stripe s = st.stripe(index);
       // What prepare() packed is still there, unless other stripes came between.

@@ -7,6 +7,7 @@ namespace {
 #include "convert.h"
 #include "product.h"
 #include "plan.h"
+#include "summary.h"
 #include "state.h"
 #include "pack.h"
 #include "maxima_kernel.h"

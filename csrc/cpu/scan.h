@@ -43,7 +43,9 @@ void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::
     leave_out(column_s, true);
   }
   leave_out(strip.s, false);
-  if (st.p.summary) summarise_strip(strip, factor);
+  if (st.part_summary) {
+    summarise_strip(strip, own_columns ? column_s : strip.s, factor, chunk, first);
+  }
 
   if (st.p.pairwise) {
     const int64_t at = tile.index * st.rows + (strip.row - strip.stripe.begin);

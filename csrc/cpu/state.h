@@ -16,12 +16,6 @@ struct RowSoftmax {
   Acc factor, lse, smooth;
 };
 
-// A tile's part of a row's summary (summary.h).
-template <class Acc>
-struct RowSummary {
-  Acc max, sum, weighted, logits, count, above;
-};
-
 template <class E, class P>
 struct State : Plan<E, P> {
   using Base = Plan<E, P>;
@@ -47,7 +41,10 @@ struct State : Plan<E, P> {
   // ---- a stripe's partial sums, [tile][row] and [chunk][column]
   Acc *part_max, *part_sum, *part_logits, *part_count;
   Acc *column_part_max, *column_part_sum, *column_part_logits, *column_part_count;
-  RowSummary<Acc>* part_summary;
+  // ---- null unless a summary is wanted
+  PartSummary<Acc>* part_summary = nullptr;
+  LaneSummary<Acc>* column_part_summary = nullptr;  // one set: [chunk][vector of columns]
+  Summary* column_summary = nullptr;
   // ---- packed operands, tiles, sums
   bool* strips_packed;  // by which worker, where each packs for itself
   Unit *x_strips, *x_panels, *yt_panels, *y_panels;
@@ -125,7 +122,7 @@ struct State : Plan<E, P> {
     positive_logit = cursor.take<Acc>(n * p.positives);
     positive_coefficient = cursor.take<double>(n * p.positives);
     threshold = cursor.take<Acc>(n);
-    rank_limit = cursor.take<Acc>(p.summary ? n : 0);
+    rank_limit = cursor.take<Acc>(p.summary ? maximum(n, padded) : 0);
     row_lse = cursor.take<double>(n);
     row_dot = cursor.take<double>(n);
     softmax = cursor.take<RowSoftmax<Acc>>(n);
@@ -147,7 +144,11 @@ struct State : Plan<E, P> {
     column_part_logits = cursor.take<Acc>(smoothing ? column_partials : 0);
     column_part_count = cursor.take<Acc>(smoothing ? column_partials : 0);
 
-    part_summary = cursor.take<RowSummary<Acc>>(p.summary ? partials : 0);
+    if (p.summary) part_summary = cursor.take<PartSummary<Acc>>(partials);
+    if (p.summary && p.one_set) {
+      column_part_summary = cursor.take<LaneSummary<Acc>>(column_partials / lanes<Acc>);
+      column_summary = cursor.take<Summary>(n);
+    }
     layout_pieces(cursor);
     const int64_t row_units = divide_up(this->rows, P::pack);
     strips_packed = cursor.take<bool>(this->packers());
@@ -212,6 +213,10 @@ struct State : Plan<E, P> {
       part.row_lse = cursor.take<double>(n);
       part.row_dot = cursor.take<double>(n);
       part.softmax = cursor.take<RowSoftmax<Acc>>(n);
+      if (l + 1 < p.prefix_count) {  // a summary is of the whole rows
+        part.p.summary = nullptr;
+        part.part_summary = nullptr;
+      }
       part.part_max = cursor.take<Acc>(partials);
       part.part_sum = cursor.take<Acc>(partials);
       part.part_logits = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);

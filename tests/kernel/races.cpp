@@ -131,6 +131,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   const double prefix_weight[] = {1, -0.5, 2, 1};
   const int64_t levels = shape.kind == Shape::prefixes ? 4 : 1;
   std::vector<double> row(3 * shape.rows * levels), column(3 * shape.keys);
+  std::vector<double> summary(contrastive_ops::summary_numbers * shape.rows);
   std::vector<int64_t> mutual(shape.rows);  // positives: 0 and 1, 2 and 3, ...
   for (int64_t i = 0; i < shape.rows; ++i) mutual[i] = i ^ 1;
   bool apart = false;
@@ -186,6 +187,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
     p.prefixes_apart = &apart;
   }
   p.loss = loss.data();
+  if (!p.pairwise) p.summary = summary.data();
   p.row = {row.data(), nullptr, nullptr};
   if (shape.smoothing || p.pairwise) p.row.sum = row.data() + shape.rows;
   if (shape.smoothing) p.row.count = row.data() + 2 * shape.rows;
@@ -203,6 +205,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   };
   if (split) {
     run(p, Mode::forward);
+    p.summary = nullptr;
     ask_for_gradients();
     run(p, Mode::backward);
   } else {
@@ -216,6 +219,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
     all.insert(all.end(), from, from + bytes);
   };
   append(loss.data(), loss.size() * sizeof(Acc));
+  append(summary.data(), summary.size() * sizeof(double));
   append(&temperature_grad, sizeof temperature_grad);
   append(&bias_grad, sizeof bias_grad);
   append(x_grad.data(), shape.rows * shape.dim * element);

@@ -10,6 +10,17 @@ import torch
 from cases import CASES
 
 import contrastive_ops as co
+from contrastive_ops.engine import softmax_ce
+
+
+@pytest.fixture
+def _one_scan(monkeypatch):
+    """No scan but the loss's own."""
+
+    def scan(*_):
+        raise AssertionError("a scan of its own")
+
+    monkeypatch.setattr(softmax_ce, "_scan_apart", scan)
 
 
 def logits_of(call, monkeypatch):
@@ -104,21 +115,200 @@ def test_many_stripes_and_tiles(dtype, temperature, bounded_backend):
         assert found.left_out == 0
 
 
-def test_of_views_and_modules(backend):
-    views = [torch.randn(5, 3, generator=torch.Generator().manual_seed(s)).double() for s in (1, 2)]
+def of_views(views, temperature, margin=0.0, false_negative_margin=math.inf):
+    """NT-Xent's statistics from dense logits in float64."""
+    n, count = len(views[0]), len(views)
+    rows = torch.nn.functional.normalize(torch.cat(views).detach().double(), dim=1)
+    similarity = rows @ rows.T
+    index = torch.arange(n * count)
+    own = index.unsqueeze(1) % n == index % n
+    other = own.clone().fill_diagonal_(False)
+    weakest = similarity.masked_fill(~other, math.inf).amin(1, keepdim=True)
+    kept = ~own & (similarity <= weakest + false_negative_margin + 1e-12)
+    logits = (similarity - margin * other.double()) / temperature
+    negatives = logits.masked_fill(~kept, -math.inf)
+    best = logits.masked_fill(~other, -math.inf).amax(1, keepdim=True)
+    rank = (negatives > best + 1e-12).sum(1)
+    entropies = torch.special.entr(logits.masked_fill(~(kept | other), -math.inf).softmax(1))
+    return co.Statistics(
+        (rank == 0).double().mean(),
+        rank,
+        negatives.amax(1),
+        (~own & ~kept).sum().double() / max(1, (~own).sum()),
+        logits[other].mean(),
+        logits[kept].sum() / kept.sum().clamp(min=1),
+        entropies.sum(1).mean(),
+    )
+
+
+@pytest.mark.usefixtures("_one_scan")
+@pytest.mark.parametrize(
+    ("n", "count", "options"),
+    [
+        (1, 2, {}),
+        (1, 3, {}),
+        (5, 2, {"false_negative_margin": 0.05, "label_smoothing": 0.1}),
+        (67, 3, {"margin": 0.2, "temperature": 0.002}),  # tiles that are not full
+        (67, 3, {"false_negative_margin": 0.1, "margin": 0.1, "workspace_bytes": 1 << 14}),
+        (205, 2, {"false_negative_margin": 0.3, "temperature": 0.002}),  # two stripes
+    ],
+)
+def test_of_views(n, count, options, bounded_backend):
+    views = [torch.randn(n, 7, dtype=torch.float64).requires_grad_() for _ in range(count)]
+    options = {"temperature": 0.5, **options}
     seen = []
-    co.nt_xent(*views, statistics=seen.append, backend=backend)
+    for kwargs in ({}, {"reduction": "none"}):
+        call = {**options, **kwargs, "backend": bounded_backend}
+        loss = co.nt_xent(*views, statistics=seen.append, **call)
+        assert torch.equal(loss, co.nt_xent(*views, **call))
+    known = {
+        k: options[k] for k in ("temperature", "margin", "false_negative_margin") if k in options
+    }
+    for found in seen:
+        for ours, exact in zip(found, of_views(views, **known), strict=True):
+            torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("_one_scan")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])  # with and without maxima in the kernel
+def test_of_narrow_views(dtype, temperature, bounded_backend):
+    views = [torch.randn(131, 24).to(dtype) for _ in range(3)]
+    seen = []
+    call = {"temperature": temperature, "backend": bounded_backend}
+    co.nt_xent(*views, statistics=seen.append, **call)
+    found, exact = seen[0], of_views(views, temperature)
+    # Ranks may differ where a negative is as close as the best positive, but for rounding.
+    assert (found.rank - exact.rank).abs().sum() <= 2
+    near = {"rtol": 2e-6, "atol": 2e-6 / temperature}
+    for name in ("hardest_negative", "positive", "negative", "entropy"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), **near)
+    assert found.left_out == 0
+
+
+@pytest.mark.usefixtures("_one_scan")
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_of_prefixes(symmetric, bounded_backend):
+    q, k = (torch.randn(n, 24, dtype=torch.float64) for n in (205, 230))
+    negatives = torch.randn(70, 24, dtype=torch.float64)
+    q[3, :5] *= 1e-120  # a prefix so short that one pass does not serve it
+    options = {"symmetric": symmetric, "false_negative_margin": 0.1, "label_smoothing": 0.1}
+    seen = []
+    for rows in (q, q[4:]):
+        call = {**options, "backend": bounded_backend, "statistics": seen.append}
+        co.info_nce(rows, k, negatives, matryoshka_dims=[5, 24, 8], **call)
+        co.info_nce(rows.clone().requires_grad_(), k, negatives, matryoshka_dims=[5, 24, 8], **call)
+        co.info_nce(rows, k, negatives, **call)
+    co.nt_xent(q, k[:205], matryoshka_dims=[24, 6], statistics=seen.append, backend=bounded_backend)
+    co.nt_xent(q, k[:205], statistics=seen.append, backend=bounded_backend)
+    for found, whole in ((0, 2), (1, 2), (3, 5), (4, 5), (6, 7)):
+        for ours, exact in zip(seen[found], seen[whole], strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_the_same_bits_at_every_number_of_threads(cpu_kernel, restored_threads):
+    q, k = (torch.randn(410, 24).requires_grad_() for _ in range(2))
+    calls = [
+        lambda **call: co.nt_xent(q, k, false_negative_margin=0.1, **call),
+        lambda **call: co.nt_xent(q, k, temperature=0.005, workspace_bytes=1 << 14, **call),
+        lambda **call: co.info_nce(q, k, matryoshka_dims=[5, 24], **call),
+    ]
+    for call in calls:
+        seen = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            call(statistics=seen.append, backend="cpu").backward()
+        for found in seen[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found, seen[0], strict=True))
+
+
+def test_of_modules(backend):
+    views = [torch.randn(5, 3, dtype=torch.float64) for _ in range(2)]
+    seen = []
     co.losses.NTXentLoss()(*views, statistics=seen.append, backend=backend)
     co.losses.InfoNCELoss(backend=backend)(*views, statistics=seen.append)
-    assert [len(s.rank) for s in seen] == [10, 10, 5]
-    rows = torch.nn.functional.normalize(torch.cat(views), dim=1)
-    logits = (rows @ rows.T / 0.5).fill_diagonal_(-torch.inf)
-    entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
-    for found in seen[:2]:
-        torch.testing.assert_close(found.entropy, entropy)
-        partner = torch.arange(10).roll(5)
-        above = (logits > logits.gather(1, partner.unsqueeze(1))).sum(1)
-        assert torch.equal(found.rank, above)
+    assert [len(s.rank) for s in seen] == [10, 5]
+    for ours, exact in zip(seen[0], of_views(views, 0.5), strict=True):
+        torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-9, atol=1e-9)
+
+
+def rows_of(logits, positives):
+    """Statistics whose logits are at hand, and (N,) where their positives are."""
+    kept = torch.ones_like(logits, dtype=torch.bool).scatter_(1, positives.unsqueeze(1), False)
+    positive = logits.gather(1, positives.unsqueeze(1))
+    rank = (kept & (logits > positive)).sum(1)
+    negatives = logits.masked_fill(~kept, -math.inf)
+    there = negatives > -math.inf
+    return co.Statistics(
+        (rank == 0).double().mean(),
+        rank,
+        negatives.amax(1),
+        1 - there.sum().double() / kept.sum(),
+        positive.mean(),
+        negatives[there].mean(),
+        torch.special.entr(logits.softmax(1)).sum(1).mean(),
+    )
+
+
+def _sampled_softmax():
+    x, y, p = torch.randn(6, 4), torch.randn(8, 4), torch.rand(8).log()
+    dims = {"matryoshka_dims": [2, 4, 3]}
+    return co.SampledSoftmaxLoss, (x, y, p), dims, x @ y.T - p, None
+
+
+def _squared_l2_nce():
+    x, y = torch.randn(6, 4), torch.randn(8, 4)
+    dims = {"matryoshka_dims": [4, 4, 2]}
+    return co.SquaredL2NCELoss, (x, y), dims, -torch.cdist(x, y).square(), None
+
+
+def _brownian_bridge_nce():
+    start, middle, end = torch.randn(3, 6, 4)
+    times = [torch.zeros(6), torch.linspace(1, 2, 6), torch.full((6,), 3.0)]
+    alpha = (times[1] / times[2]).unsqueeze(1)
+    away = (middle - (1 - alpha) * start).unsqueeze(0) - alpha * end.unsqueeze(1)
+    logits = -away.square().sum(2) / (2 * times[1] * (1 - alpha.squeeze(1)))
+    return co.BrownianBridgeNCELoss, (start, middle, end, *times), {}, logits, None
+
+
+def _vocabulary_softmax():
+    x, words, bias = torch.randn(6, 4), torch.randn(9, 4), torch.randn(9)
+    targets = torch.tensor([3, 8, 0, 1, 8, 2])
+    return co.VocabularySoftmaxLoss, (x, words, targets, bias), {}, x @ words.T + bias, targets
+
+
+def _threshold_guided_nce():
+    x, y, more, *guide = torch.randn(5, 6, 4)
+    unit = [torch.nn.functional.normalize(r, dim=1) for r in (x, torch.cat([y, more]), *guide)]
+    out = torch.nn.functional.pad(unit[2] @ unit[3].T > 0.3, (0, 6)).fill_diagonal_(False)
+    logits = (unit[0] @ unit[1].T / 0.05).masked_fill(out, -math.inf)
+    call = {"guide": guide, "guide_threshold": 0.3, "matryoshka_dims": [2, 4]}
+    return co.ThresholdGuidedNCELoss, (x, y, more), call, logits, None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        _brownian_bridge_nce,
+        _sampled_softmax,
+        _squared_l2_nce,
+        _threshold_guided_nce,
+        _vocabulary_softmax,
+    ],
+)
+def test_of_other_losses(case, backend):
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss, args, options, logits, positives = case()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    seen = []
+    found = loss(backend=backend, **options)(*args, statistics=seen.append)
+    assert torch.equal(found, loss(backend=backend, **options)(*args))
+    (ours,) = seen
+    positives = torch.arange(len(logits)) if positives is None else positives
+    for mine, exact in zip(ours, rows_of(logits, positives), strict=True):
+        torch.testing.assert_close(mine.double(), exact.double(), rtol=1e-9, atol=1e-9)
 
 
 def test_compiled_and_transformed():
