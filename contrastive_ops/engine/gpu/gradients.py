@@ -135,7 +135,7 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
         if job.operands.own_negatives is not None:
             passes.measure_own(job, state, add=bool(kept), begin=begin, end=end)
         elif not kept:
-            passes.clear(state)
+            passes.clear(job, state)
         passes.settle(job, state, None, weight, gradients=True, begin=begin, end=end, into=settled)
         assert settled.row is not None
         amount = settled.row[1]
@@ -172,6 +172,7 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
                     products.multiply(
                         e.T, x[:, : out.width], y_product, begin > 0, job.problem.precision
                     )
+    passes.finish_summary(job, state)
     out.finish_candidates(undo_y)
     return settled.weighted, out.gradients()
 

@@ -37,7 +37,8 @@ def architecture(device: torch.device) -> config.Architecture:
     properties = torch.cuda.get_device_properties(device)
     name = f"sm_{properties.major}0"
     known = config.ARCHITECTURES.get(name)
-    if known is not None and properties.minor == 0:
+    # Of Ampere only A100 has that much shared memory; all of Hopper and of Blackwell's servers do.
+    if known is not None and (properties.minor == 0 or properties.major == 10):
         return known
     least = properties.shared_memory_per_block
     shared = getattr(properties, "shared_memory_per_block_optin", least)
@@ -99,6 +100,10 @@ class Job:
     reference: Tensor  # (N,)
     limit: Tensor | None  # (N,)
     guide: Tensor | None  # (N, padded)
+    best: Tensor | None = None  # (N,)
+    """The best positives' similarities, where there is a summary to fill."""
+    summary: Tensor | None = None  # (6, N)
+    """See `kernels.combine.close` and `passes.finish_summary`."""
 
     keeps: bool = False
     """Whether exponentials are kept and multiplied, which leaves a static offset less room."""
@@ -151,7 +156,7 @@ class Job:
         return {"scale": self.scale, "SCALE_IS_TENSOR": isinstance(self.scale, Tensor)}
 
 
-def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
+def prepare(problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None) -> Job:
     """Norms and aligned copies of all operands, similarities of the positives."""
     query = _rows(operands.query, problem)
     key = query if problem.one_set else _rows(operands.key, problem)
@@ -180,6 +185,7 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
     similarity = operands.query.new_empty((n, max(positives, 1)), dtype=torch.float32)
     reference = similarity.new_empty(n)
     limit = similarity.new_empty(n) if problem.false_negative_margin < math.inf else None
+    best = None if summary is None else similarity.new_empty(n)
     grid, shape = row_programs(n, query.padded)
     rows.positive_similarity[grid](
         query.data,
@@ -189,6 +195,7 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         index if positives else None,
         similarity,
         reference,
+        best,
         limit,
         problem.margin,
         problem.false_negative_margin if limit is not None else 0.0,
@@ -212,6 +219,8 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         reference,
         limit,
         guide,
+        best,
+        summary,
     )
 
 
