@@ -263,16 +263,15 @@ def main(argv: list[str] | None = None) -> int:
     facts = compile_all(plans)
     entries = [report(found, facts) for found in plans]
     print(render(entries), flush=True)
+    cuda = [] if args.quick else cuda_offline.report_all(args.arch)
     if args.output:
-        write(args.output, entries)
+        write(args.output, entries, cuda)
     wrong = sum(len(k.get("faults", [])) for entry in entries for k in entry["kernels"])
     print(f"\n{len(entries)} plans, {wrong} faults")
-    if not args.quick:
-        wrong += cuda_offline.report_all(args.arch)
-    return 1 if wrong else 0
+    return 1 if wrong + cuda_offline.faults(cuda) else 0
 
 
-def write(path: Path, entries: list[dict[str, Any]]) -> None:
+def write(path: Path, entries: list[dict[str, Any]], cuda: list[cuda_offline.Kernel]) -> None:
     """The report as JSON: each kernel once, plans refer to them by number."""
     numbers: dict[str, int] = {}
     plans = []
@@ -286,7 +285,8 @@ def write(path: Path, entries: list[dict[str, Any]]) -> None:
         plans.append(json.dumps(entry | {"kernels": launched}))
     about = {"commit": commit(), "torch": torch.__version__, "triton": triton.__version__}
     text = json.dumps({**about, "model": gpu_plan.__doc__}, indent=1)[:-2]
-    for name, lines in (("kernels", [*numbers]), ("plans", plans)):
+    in_cuda = [json.dumps(kernel) for kernel in cuda]
+    for name, lines in (("kernels", [*numbers]), ("plans", plans), ("cuda", in_cuda)):
         text += f',\n "{name}": [\n  ' + ",\n  ".join(lines) + "\n ]"
     with atomic_path(path) as scratch:
         scratch.write_text(text + "\n}\n")

@@ -294,6 +294,7 @@ def measure_own(
     n, h, width = own.shape
     count = (n if end is None else end) - begin
     parts = torch.empty((max(6, _planes(job)), count), dtype=torch.float32, device=own.device)
+    block = triton.next_power_of_2(job.query.padded)
     rows.own_logits[(count,)](
         job.query.data,
         job.query.inverse,
@@ -310,8 +311,8 @@ def measure_own(
         padded=job.query.padded,
         NORMALIZE=job.problem.normalize,
         LEVER=job.levered,
-        BLOCK=triton.next_power_of_2(job.query.padded),
-        num_warps=8,
+        BLOCK=block,
+        num_warps=max(8, prepared.row_warps(block)),
         **job.scaling,
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](

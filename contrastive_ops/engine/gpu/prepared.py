@@ -225,10 +225,17 @@ def prepare(problem: SimilarityProblem, operands: Operands, summary: Tensor | No
 
 
 def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block shape of a row-wise kernel: 8 KiB of float32 a program, at least one row."""
+    """Grid, block shape and warps of a row-wise kernel: 8 KiB of float32 a program, at least one
+    row."""
     block = triton.next_power_of_2(padded)
     height = 16 if interpreted() else max(1, min(16, 2048 // block))
-    return (triton.cdiv(count, height),), {"ROWS": height, "BLOCK": block}
+    shape = {"ROWS": height, "BLOCK": block, "num_warps": row_warps(block)}
+    return (triton.cdiv(count, height),), shape
+
+
+def row_warps(block: int) -> int:
+    """So many that rows of up to 8,192 entries, and most kernels' of 16,384, stay in registers."""
+    return max(4, min(16, block // 1024))
 
 
 def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
@@ -236,7 +243,8 @@ def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
     block = config.depth_block(x.element_size(), interpreted())
     padded = triton.cdiv(x.shape[1], block) * block
     data = x.new_empty((x.shape[0], padded))
-    inverse, rescale = x.new_empty((2, x.shape[0]), dtype=torch.float32)
+    # Apart, so that both are aligned whatever their length: kernels are compiled for alignments.
+    inverse, rescale = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
     grid, shape = row_programs(x.shape[0], padded)
     rows.prepare[grid](
         x,
