@@ -161,28 +161,33 @@ def render(kernels: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
-def report_all(wanted: list[str] | None = None) -> int:
-    """Prints the report, of all architectures or those that start like the wanted ones; faults."""
+def report_all(wanted: list[str] | None = None) -> list[Kernel]:
+    """Compiles for all architectures, or those that start like the wanted ones, and prints it."""
     reason = why_not()
     if reason is not None:
         print(f"CUDA C++ kernels: not compiled: {reason}")
-        return 0
-    wrong = 0
+        return []
+    found: list[Kernel] = []
     for architecture in ARCHITECTURES:
         if wanted and not any(architecture.startswith(name) for name in wanted):
             continue
         kernels = compiled(architecture)
-        wrong += sum(len(kernel["faults"]) for kernel in kernels)
+        found += kernels
         print(render(kernels), flush=True)
-    print(f"CUDA C++ kernels: {wrong} faults")
-    return wrong
+    print(f"CUDA C++ kernels: {faults(found)} faults")
+    return found
+
+
+def faults(kernels: list[Kernel]) -> int:
+    """How many."""
+    return sum(len(kernel["faults"]) for kernel in kernels)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: all")
     args = parser.parse_args(argv)
-    return 1 if report_all(args.arch) else 0
+    return 1 if faults(report_all(args.arch)) else 0
 
 
 if __name__ == "__main__":

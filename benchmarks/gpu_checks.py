@@ -16,6 +16,8 @@ from .gpu_cases import Check, generator
 
 SITUATIONS = ("plain", "T a tensor", "positives", "guide", "own negatives", "ids, margin", "apart")
 """What changes which kernels and which library calls run."""
+WIDE_BYTES = 40 << 30
+"""Of memory that a GPU has to have for keys with more than 2**31 entries."""
 
 
 def device_checks(device: str) -> Iterator[Check]:
@@ -31,12 +33,20 @@ def device_checks(device: str) -> Iterator[Check]:
             )
             yield f"CUDA graph: {title}", partial(check_graph, symmetric, situation)
         n = 49152 if graphs else 128
-        yield f"beyond 2**31: {way}", partial(check_large, symmetric, n, device)
+        for dtype in (torch.bfloat16, torch.float16):
+            title = f"coefficients beyond 2**31: {way}, {str(dtype)[6:]}"
+            yield title, partial(check_large, symmetric, n, dtype, device)
         for precision, tolerance in (("ieee", 2e-6), ("tf32x3", 4e-6), ("tf32", 5e-3)):
             yield (
                 f"precision {precision}, {way}",
                 partial(check_precision, symmetric, precision, tolerance, device),
             )
+
+    shape = (600_000, 4096) if graphs else (640, 64)
+    if not graphs or torch.cuda.get_device_properties(0).total_memory > WIDE_BYTES:
+        yield "entries beyond 2**31", partial(check_wide, *shape, device)
+    if graphs and torch.cuda.device_count() > 1:
+        yield "not the current device", check_other_device
 
 
 def _rows(
@@ -117,10 +127,11 @@ def check_graph(symmetric: bool, situation: str) -> None:
         assert torch.equal(a, b), "the graph's replay differs from the eager call"
 
 
-def check_large(symmetric: bool, n: int, device: str) -> None:
-    """More than 2**31 coefficients in one buffer: duplicate rows make the answer known."""
+def check_large(symmetric: bool, n: int, dtype: torch.dtype, device: str) -> None:
+    """More than 2**31 coefficients in one buffer (bfloat16: kept exponentials; float16: computed
+    again): duplicate rows make the answer known."""
     distinct, width = 64, 64
-    base = _rows(distinct, width, torch.bfloat16, device)
+    base = _rows(distinct, width, dtype, device)
     rows = [x.detach().repeat(n // distinct, 1).requires_grad_() for x in base]
     options = {"temperature": 0.5, "symmetric": symmetric, "backend": "triton", "reduction": "sum"}
     info_nce(*rows, workspace_bytes=6 << 30, **options).backward()  # type: ignore[arg-type]
@@ -145,6 +156,42 @@ def check_large(symmetric: bool, n: int, device: str) -> None:
         found = rows[0].grad[place : place + distinct].double()
         error = (found - expected).abs().max() / expected.abs().max()
         assert error < 2e-2, f"rows from {place}: error {error.item():.3g}"
+
+
+def check_wide(m: int, width: int, device: str) -> None:
+    """Keys of more than 2**31 entries, copies of 64 of them."""
+    distinct = 64
+    base = [x.detach() for x in _rows(distinct, width, torch.bfloat16, device)]
+    query, key = base[0].requires_grad_(), base[1].repeat(m // distinct, 1).requires_grad_()
+    options = {"temperature": 0.5, "backend": "triton", "reduction": "sum"}
+    info_nce(query, key, **options).backward()  # type: ignore[arg-type]
+    wide = [x.detach().double() for x in base]
+    norms = [v.norm(dim=1, keepdim=True) for v in wide]
+    x, y = (v / norm for v, norm in zip(wide, norms, strict=True))
+    p = torch.softmax(x @ y.T / 0.5, 1)
+    assert query.grad is not None
+    assert key.grad is not None
+    by_query = (p @ y - y) / 0.5
+    by_copy = p.T @ x * (distinct / m) / 0.5
+    for found, grad, unit, norm in (
+        (query.grad, by_query, x, norms[0]),
+        (key.grad[-distinct:], by_copy, y, norms[1]),
+    ):
+        expected = (grad - (grad * unit).sum(1, keepdim=True) * unit) / norm
+        error = (found.double() - expected).abs().max() / expected.abs().max()
+        assert error < 2e-2, error.item()
+
+
+def check_other_device() -> None:
+    """Rows that are not where new tensors and kernels go by default."""
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        leaves = [x.detach().to(device).requires_grad_() for x in _rows(300, 96)]
+        loss = info_nce(*leaves, temperature=0.1, symmetric=True, backend="triton")
+        loss.backward()
+        results.append([loss.detach().cpu(), *(x.grad.cpu() for x in leaves if x.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
 
 
 def check_precision(symmetric: bool, precision: str, tolerance: float, device: str) -> None:

@@ -35,11 +35,18 @@ def one_set_plans(dtype: torch.dtype, precision: str) -> Iterator[Planned]:
         ("T a number", problem, plain),
         ("T a tensor", problem, learnt),
         ("small", problem, _first(learnt, 4096)),
+        ("statistics", problem, learnt),
         ("margin, smoothing", many, learnt),
     ):
         rows = o.query.shape[0]
         flops = 2 * 2.0 * rows * rows * width
-        yield Planned(title, [rows, width], flops, partial(step, p, o), quick=title == "T a number")
+        yield Planned(
+            title,
+            [rows, width],
+            flops,
+            partial(step, p, o, title == "statistics"),
+            quick=title == "T a number",
+        )
 
 
 def _first(operands: Operands, n: int) -> Operands:

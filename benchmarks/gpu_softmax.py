@@ -15,18 +15,20 @@ from torch import Tensor
 from contrastive_ops import info_nce
 from contrastive_ops.engine import gpu
 from contrastive_ops.engine.problem import Operands, SimilarityProblem
+from contrastive_ops.engine.summary import empty_summary
 
 from .gpu_cases import Case, Loss, Planned, empty, generator
 
 TEMPERATURE = 0.05
-ERROR_ROWS = 8192
-"""Largest batch whose float64 oracle is computed."""
+ERROR_ROWS = 16384
+"""Largest batch whose float64 oracle is the dense formula."""
+PREFIXES = (768, 384, 192, 96, 48)
 DENSE_ROWS = 65536
 """Largest batch that others' losses are tried at."""
 
 
-def step(problem: SimilarityProblem, operands: Operands) -> object:
-    """Loss and all gradients of a problem."""
+def step(problem: SimilarityProblem, operands: Operands, summarized: bool = False) -> object:
+    """Loss and all gradients of a problem; with statistics of the batch, too."""
     wanted = (
         True,
         not problem.one_set,
@@ -35,7 +37,8 @@ def step(problem: SimilarityProblem, operands: Operands) -> object:
         operands.temperature is not None,
         operands.bias is not None,
     )
-    return gpu.total(problem, operands, 1.0 / operands.query.shape[0], wanted)
+    summary = empty_summary(operands) if summarized else None
+    return gpu.total(problem, operands, 1.0 / operands.query.shape[0], wanted, summary)
 
 
 def useful_flops(problem: SimilarityProblem, operands: Operands) -> float:
@@ -54,7 +57,7 @@ def plans(dtype: torch.dtype, precision: str) -> Iterator[Planned]:
             title,
             [*operands.query.shape],
             useful_flops(problem, operands),
-            partial(step, problem, operands),
+            partial(step, problem, operands, "statistics" in title),
             quick=title.endswith("T a number"),
         )
 
@@ -70,13 +73,19 @@ def _problems(
     yield "two ways, T a number", number._replace(symmetric=True), plain
     yield "one way, T a tensor", number, learnt
     yield "two ways, T a tensor", number._replace(symmetric=True), learnt
+    yield "one way, statistics", number, plain
+    yield "two ways, statistics", number._replace(symmetric=True), learnt
     yield "dot product", number._replace(normalize=False), plain
     ids = {
         "query_ids": empty(1, n, of=torch.int64),
         "key_ids": empty(1, n, of=torch.int64),
     }
     many = number._replace(label_smoothing=0.1, false_negative_margin=0.1)
-    yield "two ways, ids, margin, smoothing", many._replace(symmetric=True), learnt._replace(**ids)
+    for title in (
+        "two ways, ids, margin, smoothing",
+        "two ways, ids, margin, smoothing, statistics",
+    ):
+        yield title, many._replace(symmetric=True), learnt._replace(**ids)
     whole = learnt._replace(
         **ids,
         negatives=empty(4096, width, of=dtype),
@@ -90,7 +99,9 @@ def _problems(
         guide_negatives=empty(4096, 384, of=torch.float32),
         guide_threshold=empty(n, of=torch.float32),
     )
-    yield "everything", many._replace(group=1, group_log_weight=0.5), whole
+    many = many._replace(group=1, group_log_weight=0.5)
+    yield "everything", many, whole
+    yield "everything, statistics", many, whole
 
 
 def cases(shrink: int = 1) -> Iterator[Case]:
@@ -98,6 +109,7 @@ def cases(shrink: int = 1) -> Iterator[Case]:
     for symmetric in (True, False):
         for n in (65536, 16384, 4096, 1024, 256, 64):
             yield _case(n, 768, symmetric, shrink=shrink)
+    yield _prefixes_case(16384, shrink)
     for symmetric in (True, False):
         yield _case(16384, 768, symmetric, inputs="clustered", shrink=shrink)
         yield _case(262144, 768, symmetric, shrink=shrink)
@@ -124,9 +136,42 @@ def _case(
         (4 if symmetric else 3) * 2.0 * n * n * width,
         partial(pair_rows, *here, dtype, inputs),
         partial(_variants, n, width, symmetric, dtype, inputs),
-        partial(dense, symmetric=symmetric) if n <= ERROR_ROWS else None,
+        _exact(n, symmetric),
         rounds=1 if rehearsed else 3 if n >= 65536 else 12,
         by_wall_clock=n <= 1024,
+    )
+
+
+def _exact(n: int, symmetric: bool) -> Loss | None:
+    """The dense formula; beyond what it fits, the plain PyTorch backend's stripes, up to what a
+    GPU's float64 does in a few seconds."""
+    if n <= ERROR_ROWS:
+        return partial(dense, symmetric=symmetric)
+    options = {"temperature": TEMPERATURE, "symmetric": symmetric, "backend": "torch"}
+    return partial(info_nce, **options) if n <= DENSE_ROWS else None  # type: ignore[arg-type]
+
+
+def _prefixes_case(n: int, shrink: int) -> Case:
+    """Matryoshka; its time over that of the same batch on whole rows alone is what counts."""
+    rehearsed = shrink > 1
+    dims = (24, 8) if rehearsed else PREFIXES
+
+    def ours(query: Tensor, key: Tensor) -> Tensor:
+        options = {"temperature": TEMPERATURE, "backend": "triton"}
+        return info_nce(query, key, matryoshka_dims=dims, **options)  # type: ignore[arg-type]
+
+    def theirs(query: Tensor, key: Tensor) -> Tensor:
+        losses = [dense(query[:, :dim], key[:, :dim], symmetric=False) for dim in dims]
+        return torch.stack(losses).sum()
+
+    return Case(
+        f"one way, {n} x 768, bfloat16, prefixes of {', '.join(map(str, PREFIXES))}",
+        {"n": n, "width": 768, "dtype": "bfloat16", "prefixes": list(PREFIXES)},
+        3 * 2.0 * n * n * 768,
+        partial(pair_rows, *((33, 24) if rehearsed else (n, 768)), "bfloat16", "gaussian"),
+        lambda: {"ours": ours, "dense": theirs},
+        theirs,
+        rounds=1 if rehearsed else 12,
     )
 
 

@@ -1,4 +1,5 @@
-"""Checks and measures the GPU backend from a checkout, with whatever python has torch and Triton.
+"""Checks and measures the GPU backend from a checkout, with whatever python has torch, Triton and
+NumPy.
 
     python benchmarks/run_gpu.py [--checks | --bench | --tune FILE] [--output FILE] [--rehearse]
 

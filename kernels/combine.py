@@ -43,6 +43,7 @@ def share_of(part, whole):
 def close(
     parts,
     state,
+    summary,
     scale,
     offset,
     log2_count,
@@ -61,7 +62,9 @@ def close(
 ):
     """state (5, whole) float64 from partials (planes, tiles, count), for entries from `begin` on:
     log-sum-exp, logits kept, their sum, the mean of similarity - reference under their softmax, its
-    sum over the logits kept. RUNNING adds to what is there. CHECK: see `statistics`.
+    sum over the logits kept. summary (6, whole), where there is one: 0 the logits above the best
+    positive's, 1 the largest one, 5 the mean of logit - the reference's, in bits, under their
+    softmax. RUNNING adds to what is there. CHECK: see `statistics`.
     """
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
         if is_bounded(load_scale(scale, SCALE_IS_TENSOR), log2_count, RANGE) != STATIC:
@@ -83,6 +86,10 @@ def close(
     logits = total
     lever = total
     level = total
+    above = total
+    turn = total
+    hardest = total - float("inf")
+    COUNTS: tl.constexpr = SMOOTHING or summary is not None
     shift = tl.where(top == -float("inf"), 0.0, top)
     for t in range(tiles):
         here = at + t * stride
@@ -99,11 +106,20 @@ def close(
             lever += part
             if SMOOTHING:
                 level += tl.load(here + 5 * plane, mask=inside, other=0.0).to(tl.float64)
-        if SMOOTHING:
+        if summary is not None:
+            above += tl.load(here + 6 * plane, mask=inside, other=0.0).to(tl.float64)
+            most = tl.load(here + 7 * plane, mask=inside, other=0.0).to(tl.float64)
+            hardest = tl.maximum(hardest, most * LN2)
+            part = tl.load(here + 8 * plane, mask=inside, other=0.0).to(tl.float64)
+            if not STATIC:
+                part *= power
+            turn += part
+        if COUNTS:
             kept += tl.load(here + 2 * plane, mask=inside, other=0.0).to(tl.float64)
             logits += tl.load(here + 3 * plane, mask=inside, other=0.0).to(tl.float64)
     lse = tl.log(total) + shift.to(tl.float64) * LN2
     lever = tl.where(total == 0, 0.0, lever / tl.where(total == 0, 1.0, total))
+    turn = tl.where(total == 0, 0.0, turn / tl.where(total == 0, 1.0, total))
     out = state + begin + local
     if RUNNING:
         before = tl.load(out, mask=inside, other=0.0)
@@ -111,19 +127,30 @@ def close(
         if LEVER:
             lever *= share_of(lse, both)
             lever += share_of(before, both) * tl.load(out + 3 * whole, mask=inside, other=0.0)
+        if summary is not None:
+            entry = summary + begin + local
+            above += tl.load(entry, mask=inside, other=0.0)
+            hardest = tl.maximum(hardest, tl.load(entry + whole, mask=inside, other=0.0))
+            turn *= share_of(lse, both)
+            turn += share_of(before, both) * tl.load(entry + 5 * whole, mask=inside, other=0.0)
         lse = both
-        if SMOOTHING:
+        if COUNTS:
             kept += tl.load(out + whole, mask=inside, other=0.0)
             logits += tl.load(out + 2 * whole, mask=inside, other=0.0)
-            if LEVER:
+            if LEVER and SMOOTHING:
                 level += tl.load(out + 4 * whole, mask=inside, other=0.0)
     tl.store(out, lse, mask=inside)
     if LEVER:
         tl.store(out + 3 * whole, lever, mask=inside)
-    if SMOOTHING:
+    if summary is not None:
+        entry = summary + begin + local
+        tl.store(entry, above, mask=inside)
+        tl.store(entry + whole, hardest, mask=inside)
+        tl.store(entry + 5 * whole, turn, mask=inside)
+    if COUNTS:
         tl.store(out + whole, kept, mask=inside)
         tl.store(out + 2 * whole, logits, mask=inside)
-        if LEVER:
+        if LEVER and SMOOTHING:
             tl.store(out + 4 * whole, level, mask=inside)
 
 

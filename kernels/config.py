@@ -17,16 +17,17 @@ from pathlib import Path
 TUNED_VARIABLE = "CONTRASTIVE_OPS_TUNED"
 """Names a file of tiles that tuning found for this machine; without it the table holds."""
 
-ROLES = ("plain", "levered", "maxima", "screened", "guided", "crowded")
+ROLES = ("plain", "levered", "maxima", "screened", "surveyed", "guided", "crowded")
 """What the epilogue does, which decides how large a tile fits:
 
 plain: one exponential an element, no maxima (also: one offset a row that is known before).
 levered: besides, each exponential times its similarity, for the temperature's gradient.
 maxima: the largest logit of each row, or of each row and column, comes first; or each direction
     has its own exponential.
-screened: ids, margins or smoothing, or a sum over pairs; or maxima and levered together.
+screened: ids, margins, smoothing or a summary, or a sum over pairs; or maxima and levered together.
+surveyed: a summary and levered together; as screened, but where that spills.
 guided: a second product, of a guide's embeddings, in the same tile.
-crowded: margins, smoothing and levered together.
+crowded: levered, and two of margins, smoothing and a summary; or a summary of one set.
 """
 
 RANGE = 252.0
@@ -177,7 +178,10 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("sm_100", "16", "maxima"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "guided"): Tile(64, 64, 64, 8, 3, bulk=True),
-    ("sm_100", "ieee", "guided"): Tile(64, 64, 32, 8, 4),
+    ("sm_100", "16", "crowded"): Tile(64, 32, 64, 8, 3, bulk=True),
+    ("sm_100", "ieee", "guided"): Tile(64, 32, 32, 8, 4),
+    ("sm_100", "tf32x3", "surveyed"): Tile(64, 32, 32, 8, 4),
+    ("sm_100", "tf32", "surveyed"): Tile(64, 32, 32, 8, 4),
 }
 
 
@@ -194,6 +198,8 @@ def tile_for(
         if itemsize == 4:
             return Tile(64, 32, 16, 8, 3)
         return Tile(64, 32, 64, 4, 3, bulk=architecture.bulk)
+    if found is None and role == "surveyed":
+        return tile_for(architecture, "screened", itemsize, precision)
     return found or analytic(architecture, role, itemsize, precision)
 
 

@@ -11,7 +11,10 @@ from .rows import load_scale
 from .tile import is_bounded
 
 
-@triton.jit(do_not_specialize=["row_begin", "column_begin", "rows", "columns"])
+@triton.jit(
+    do_not_specialize=["row_begin", "column_begin", "rows", "columns"],
+    do_not_specialize_on_alignment=["tops"],
+)
 def rescale(
     kept,
     stride,

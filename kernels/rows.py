@@ -27,6 +27,14 @@ def exponent_of(x):
 
 
 @triton.jit
+def norm_and_inverse(squares):
+    """The root of a sum of squares and its inverse, 0 for 0; a GPU's plain ones are off by some
+    ulps, and so would be every logit of the row."""
+    norm = tl.sqrt_rn(squares)
+    return norm, tl.where(norm == 0, 0.0, tl.div_rn(1.0, tl.where(norm == 0, 1.0, norm)))
+
+
+@triton.jit
 def load_scale(scale, SCALE_IS_TENSOR: tl.constexpr):
     """1 / temperature: a number, or in memory."""
     if SCALE_IS_TENSOR:
@@ -64,9 +72,8 @@ def prepare(
         value *= first[:, None]
         second = power_of_two(TARGET - exponent_of(tl.sqrt(tl.sum(value * value, 1))))
         value *= second[:, None]
-        norm = tl.sqrt(tl.sum(value * value, 1))
+        norm, inverse_norm = norm_and_inverse(tl.sum(value * value, 1))
         zero = (largest == 0) & (norm == 0)
-        inverse_norm = tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, norm))
         lost = (norm != norm) | (norm == float("inf"))
         factor = tl.where(zero, 0.0, first * second)
     else:
@@ -89,6 +96,7 @@ def positive_similarity(
     index,
     similarity,
     reference,
+    best,
     limit,
     margin,
     limit_margin,
@@ -102,8 +110,9 @@ def positive_similarity(
 ):
     """Float32 similarities of each row to its positives, and what later passes derive from them.
 
-    similarity (N, P); reference (N,) = their mean - margin; limit (N,) = the weakest +
-    limit_margin and a slack of some ulps, above which an in-batch candidate is left out.
+    similarity (N, P); reference (N,) = their mean - margin; best (N,) = the largest with a slack of
+    some ulps - margin; limit (N,) = the weakest with such a slack + limit_margin, above which an
+    in-batch candidate is left out.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -115,6 +124,7 @@ def positive_similarity(
     total = tl.zeros((ROWS,), tl.float32)
     count = total
     weakest = total + float("inf")
+    strongest = total - float("inf")
     for p in range(positives):
         column = row
         if index is not None:
@@ -131,8 +141,11 @@ def positive_similarity(
         if not NORMALIZE:
             slack = slack * norm * tl.sqrt(tl.sum(other * other, 1))
         weakest = tl.where(given, tl.minimum(weakest, s + slack), weakest)
+        strongest = tl.where(given, tl.maximum(strongest, s + slack), strongest)
     mean = tl.where(count > 0, total / tl.maximum(count, 1.0) - margin, 0.0)
     tl.store(reference + row, mean, mask=inside)
+    if best is not None:
+        tl.store(best + row, strongest - margin, mask=inside)
     if limit is not None:
         tl.store(limit + row, weakest + limit_margin, mask=inside)
 
@@ -147,13 +160,12 @@ def unit_row(x, inside, BLOCK: tl.constexpr, NORMALIZE: tl.constexpr):
         largest = tl.max(tl.abs(value), 0)
         first = tl.where(largest == 0, 0.0, power_of_two(-exponent_of(largest)))
         value *= first
-        squares = tl.sum(value * value, 0)
-        second = tl.where(largest == 0, 0.0, 1.0 / tl.sqrt(tl.where(largest == 0, 1.0, squares)))
+        _, second = norm_and_inverse(tl.sum(value * value, 0))
         value *= second
     return value, first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["own_strides_h", "first_row", "rows", "count"])
 def own_logits(
     x,
     inverse_x,
@@ -164,6 +176,7 @@ def own_logits(
     bias,
     scale,
     reference,
+    best,
     state_parts,
     first_row,
     rows,
@@ -177,7 +190,7 @@ def own_logits(
 ):
     """Partial sums over each row's own negatives.
 
-    state_parts (6, rows) is what `statistics` writes for a tile.
+    state_parts (6 or, for a summary, 9, rows) is what `statistics` writes for a tile.
     """
     local = tl.program_id(0).to(tl.int64)
     row = first_row + local
@@ -191,9 +204,15 @@ def own_logits(
     logits = total
     lever = total
     level = total
+    above = total
+    turn = total
+    hardest = top
     ref = tl.load(reference + row)
+    if best is not None:
+        most = tl.load(best + row) * scale
     for h in range(count):
-        given = own + row * own_strides_n + h * own_strides_h + at.to(tl.int64) * own_strides_d
+        given = own + row * own_strides_n + h * own_strides_h.to(tl.int64)
+        given += at.to(tl.int64) * own_strides_d
         other, _, _ = unit_row(given, at < width, BLOCK, NORMALIZE)
         s = tl.sum(mine * other, 0)
         logit = s * scale
@@ -206,6 +225,10 @@ def own_logits(
         total = total * less + e
         lever = lever * less + e * (s - ref)
         level += tl.where(keep, s - ref, 0.0)
+        if best is not None:
+            above += tl.where(logit > most, 1.0, 0.0)
+            hardest = tl.maximum(hardest, logit * LOG2E)
+            turn = turn * less + tl.where(keep, e * ((logit - ref * scale) * LOG2E), 0.0)
         top = higher
         kept += tl.where(keep, 1.0, 0.0)
         logits += tl.where(keep, logit, 0.0)
@@ -216,9 +239,13 @@ def own_logits(
     if LEVER:
         tl.store(state_parts + 4 * rows + local, lever)
         tl.store(state_parts + 5 * rows + local, level)
+    if best is not None:
+        tl.store(state_parts + 6 * rows + local, above)
+        tl.store(state_parts + 7 * rows + local, hardest)
+        tl.store(state_parts + 8 * rows + local, turn)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["own_strides_h", "first_row", "count"])
 def own_gradient(
     x,
     inverse_x,
@@ -254,7 +281,8 @@ def own_gradient(
     a = tl.load(amount + row)
     total = mine * 0.0
     for h in range(count):
-        at_h = at.to(tl.int64) * own_strides_d + row * own_strides_n + h * own_strides_h
+        at_h = at.to(tl.int64) * own_strides_d + row * own_strides_n
+        at_h += h * own_strides_h.to(tl.int64)
         other, first, second = unit_row(own + at_h, inside, BLOCK, NORMALIZE)
         s = tl.sum(mine * other, 0)
         logit = s * scale

@@ -3,7 +3,9 @@
 Planes of the partials, each (tiles, rows) or (tiles, columns), float32:
 0 sum of 2**(logit - offset), 1 the offset (whole numbers, so that rescaling is exact), 2 how many
 logits are kept, 3 their sum, 4 sum of 2**(logit - offset) * (similarity - reference), 5 sum of
-similarity - reference of the logits kept.
+similarity - reference of the logits kept. For a summary: 6 how many logits are above the best
+positive's, 7 the largest logit in bits, 8 sum of 2**(logit - offset) * (logit - the reference's),
+in bits.
 """
 
 import triton
@@ -26,6 +28,18 @@ RUN_TIME = [
 ]
 
 
+@triton.jit
+def survey(at, plane, inside, logit, e, best, reference, bits, static, AXIS: tl.constexpr):
+    """Planes 6 to 8 of a tile's rows (AXIS 1) or columns (0), whose best positives' and reference
+    similarities are given; `bits` times a similarity is its logit."""
+    above = logit > tl.expand_dims(best * bits - static, AXIS)
+    tl.store(at + 6 * plane, tl.sum(above.to(tl.float32), AXIS), mask=inside)
+    tl.store(at + 7 * plane, tl.max(logit, AXIS) + static, mask=inside)
+    beyond = logit - tl.expand_dims(reference * bits - static, AXIS)
+    turn = tl.where(logit == -float("inf"), 0.0, e * beyond)
+    tl.store(at + 8 * plane, tl.sum(turn, AXIS), mask=inside)
+
+
 @triton.jit(do_not_specialize=RUN_TIME)
 def statistics(
     x,
@@ -42,6 +56,7 @@ def statistics(
     bias,
     limit,
     reference,
+    best,
     row_parts,
     column_parts,
     kept,
@@ -85,7 +100,8 @@ def statistics(
     BOUNDED: one static offset, no maxima. CHECK: only run if the scale says that this variant is
     the one (its other one is launched beside it). `kept` (rows, kept_stride) receives
     2**(logit - offset) times the column's inverse norm and kept_factor; with SMOOTHING, -1 for what
-    is left out. LEVER: planes 4 and 5. TRIANGLE: one set, pairs above the diagonal.
+    is left out. LEVER: planes 4 and 5. `best`: planes 2, 3 and 6 to 8, too. TRIANGLE: one set,
+    pairs above the diagonal.
     """
     scale = load_scale(scale, SCALE_IS_TENSOR)
     if CHECK:  # noqa: SIM102 - a constant: without it nothing is loaded or compared
@@ -167,15 +183,19 @@ def statistics(
         ref = tl.load(reference + rows, mask=row_inside, other=0.0)
         lever = tl.sum(e * (similarity - ref[:, None]), 1)
         tl.store(row_at + 4 * plane, lever, mask=row_inside)
-    if SMOOTHING:
+    if SMOOTHING or best is not None:
         keep = logit != -float("inf")
         kept_count = tl.sum(keep.to(tl.float32), 1)
         tl.store(row_at + 2 * plane, kept_count, mask=row_inside)
         natural = (tl.sum(tl.where(keep, logit, 0.0), 1) + kept_count * static) * (1.0 / LOG2E)
         tl.store(row_at + 3 * plane, natural, mask=row_inside)
-        if LEVER:
+        if LEVER and SMOOTHING:
             level = tl.sum(tl.where(keep, similarity - ref[:, None], 0.0), 1)
             tl.store(row_at + 5 * plane, level, mask=row_inside)
+    if best is not None:
+        ref = tl.load(reference + rows, mask=row_inside, other=0.0)
+        most = tl.load(best + rows, mask=row_inside, other=0.0)
+        survey(row_at, plane, row_inside, logit, e, most, ref, scale * LOG2E, static, 1)
     if kept is not None:
         value = e * (ry * kept_factor)[None, :]
         if SMOOTHING:
@@ -200,13 +220,18 @@ def statistics(
             ref = tl.load(reference + columns, mask=columns < row_count, other=0.0)
             lever = tl.sum(e * (similarity - ref[None, :]), 0)
             tl.store(column_at + 4 * plane, lever, mask=column_inside)
-        if SMOOTHING:
+        if SMOOTHING or (TRIANGLE and best is not None):
             keep = column_logit != -float("inf")
             kept_count = tl.sum(keep.to(tl.float32), 0)
             tl.store(column_at + 2 * plane, kept_count, mask=column_inside)
             natural = tl.sum(tl.where(keep, column_logit, 0.0), 0) + kept_count * static
             natural *= 1.0 / LOG2E
             tl.store(column_at + 3 * plane, natural, mask=column_inside)
-            if LEVER:
+            if LEVER and SMOOTHING:
                 level = tl.sum(tl.where(keep, similarity - ref[None, :], 0.0), 0)
                 tl.store(column_at + 5 * plane, level, mask=column_inside)
+        if TRIANGLE and best is not None:
+            ref = tl.load(reference + columns, mask=column_inside, other=0.0)
+            most = tl.load(best + columns, mask=column_inside, other=0.0)
+            bits = scale * LOG2E
+            survey(column_at, plane, column_inside, column_logit, e, most, ref, bits, static, 0)

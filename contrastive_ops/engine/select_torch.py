@@ -103,7 +103,9 @@ class _Tile:
         """A bound on how far the products are from the scores."""
         dtype = self.x.dtype
         unit = torch.finfo(dtype).eps
-        if dtype == torch.float32 and self.x.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        # `allow_tf32` raises where only the newer setting was made.
+        rounded = self.x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        if dtype == torch.float32 and rounded:
             unit = 2.0**-9
         lengths = self.x_norm[:, None] * self.y_norm
         if self.metric == "l2":

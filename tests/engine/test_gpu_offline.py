@@ -22,7 +22,13 @@ def plans(tmp_path_factory):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(output.read_text())["plans"]
+    told = json.loads(output.read_text())
+    for plan in told["plans"]:
+        plan["kernels"] = [
+            told["kernels"][number] | {"launches": launches, "seconds": seconds}
+            for number, launches, seconds in plan["kernels"]
+        ]
+    return told["plans"]
 
 
 def tiles(plan):
@@ -100,5 +106,35 @@ def test_tiles_keep_their_constraints(tmp_path):
         [sys.executable, "-c", ROLES, str(tmp_path / "tiles.json")],
         capture_output=True,
         text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+LENGTHS = """
+from functools import partial
+import torch
+from contrastive_ops.benchmarks import gpu_plan, gpu_softmax
+from contrastive_ops.benchmarks.gpu_cases import empty
+from contrastive_ops.engine.problem import Operands, SimilarityProblem
+
+def kernels(n, m, symmetric):
+    rows = [empty(count, 768, of=torch.bfloat16) for count in (n, m)]
+    learnt = Operands(*rows, temperature=empty(of=torch.float32))
+    problem = SimilarityProblem(symmetric=symmetric)
+    plan = gpu_plan.record(partial(gpu_softmax.step, problem, learnt), "sm_90")
+    return {launch.key() for launch in plan.launches}
+
+for symmetric in (False, True):
+    assert kernels(4096, 4096, symmetric) == kernels(5001, 5003, symmetric)
+"""
+
+
+def test_lengths_are_run_time_arguments():
+    """The same compiled kernels serve batches of other sizes. Tensors without data have no values:
+    nothing on the way can have read one."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", LENGTHS], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

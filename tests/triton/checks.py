@@ -31,7 +31,7 @@ if backends.interpreting():
     interpreter.InterpreterBuilder.create_maxnumf = lambda b, x, y: b.binary_op(x, y, np.fmax)
     interpreter.InterpreterBuilder.create_minnumf = lambda b, x, y: b.binary_op(x, y, np.fmin)
 
-FAMILIES: tuple[str, ...] = ("pairs", "selection", "cuda_selection", "tokens")
+FAMILIES: tuple[str, ...] = ("pairs", "summaries", "selection", "cuda_selection", "tokens")
 """Modules beside this one, one a kernel family, each with `all_checks`."""
 
 

@@ -12,6 +12,7 @@ it can be captured in a CUDA graph; sums run in a fixed order.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from .prepared import prepare
 
 # float64 never comes here: `backends.choose` hands it to `torch`.
 TAKES_HALF = True
-SUMMARIZES = False
+SUMMARIZES = True
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
@@ -42,10 +43,12 @@ def serves(problem: SimilarityProblem, operands: Operands) -> bool:
     return not problem.symmetric or two_directions_fused(problem, operands)
 
 
-def forward(problem: SimilarityProblem, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) losses and the statistics (see `passes.STATE_KINDS`) of rows and columns."""
     with torch.no_grad(), _on(operands):
-        job = prepare(problem, operands)
+        job = prepare(problem, operands, summary)
         if problem.tile_map:
             none = torch.empty(0, dtype=torch.float64, device=operands.query.device)
             return pairwise.losses(job), none, none.clone()
@@ -83,11 +86,15 @@ def backward(
 
 
 def total(
-    problem: SimilarityProblem, operands: Operands, weight: Weight, wanted: Wanted
+    problem: SimilarityProblem,
+    operands: Operands,
+    weight: Weight,
+    wanted: Wanted,
+    summary: Tensor | None = None,
 ) -> tuple[Tensor, Gradients]:
     """sum_i weight_i L_i and its gradients."""
     with torch.no_grad(), _on(operands):
-        job = prepare(problem, operands)
+        job = prepare(problem, operands, summary)
         wide = operands.query.dtype == torch.float16
         if problem.tile_map:
             if any(wanted):
@@ -101,6 +108,7 @@ def total(
             if job.two_way or job.one_set:
                 job, kept = gradients.keeping(job)
             states = passes.statistics(job, kept)
+            job = replace(job, summary=None)  # filled: the second pass has its own tiles
             weighted, grads = gradients.from_statistics(
                 job, *states, weight, wanted, wide=wide, kept=kept
             )

@@ -14,7 +14,7 @@ from ...kernels import config, rows
 from ..problem import Gradients, Wanted, Weight
 from . import passes, products
 from .passes import Kept, Settled
-from .prepared import NORM_TARGET, Block, Job, Rows, row_programs
+from .prepared import NORM_TARGET, Block, Job, Rows, row_programs, row_warps
 
 STRIPES = 16
 """Of one set against itself, exponentials are kept in about this many stripes, each of which wastes
@@ -135,7 +135,7 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
         if job.operands.own_negatives is not None:
             passes.measure_own(job, state, add=bool(kept), begin=begin, end=end)
         elif not kept:
-            passes.clear(state)
+            passes.clear(job, state)
         passes.settle(job, state, None, weight, gradients=True, begin=begin, end=end, into=settled)
         assert settled.row is not None
         amount = settled.row[1]
@@ -172,6 +172,7 @@ def one_way(job: Job, weight: Weight, wanted: Wanted) -> tuple[Tensor | None, Gr
                     products.multiply(
                         e.T, x[:, : out.width], y_product, begin > 0, job.problem.precision
                     )
+    passes.finish_summary(job, state)
     out.finish_candidates(undo_y)
     return settled.weighted, out.gradients()
 
@@ -253,6 +254,7 @@ class Outputs:
         assert self.settled.row is not None
         offset, amount, even = self.settled.row
         bias = job.operands.own_bias
+        block = triton.next_power_of_2(job.query.padded)
         rows.own_gradient[(end - begin,)](
             job.query.data,
             job.query.inverse,
@@ -269,7 +271,8 @@ class Outputs:
             width=width,
             padded=job.query.padded,
             NORMALIZE=job.problem.normalize,
-            BLOCK=triton.next_power_of_2(job.query.padded),
+            BLOCK=block,
+            num_warps=row_warps(2 * block),
             **job.scaling,
         )
         return added

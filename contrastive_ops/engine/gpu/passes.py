@@ -85,11 +85,16 @@ def _screened(job: Job, block: Block) -> str | None:
     limited = block.in_batch and job.limit is not None
     if block.guide is not None:
         return "guided"
-    if job.levered and limited and job.problem.label_smoothing > 0:
+    summarized, smoothing = job.summary is not None, job.problem.label_smoothing > 0
+    if job.levered and limited + smoothing + summarized > 1:
         return "crowded"
+    if job.one_set and summarized:
+        return "crowded"
+    if job.levered and summarized:
+        return "surveyed"
     # Positives by index alone leave room enough, unless a lever wants it.
     by_pair = block.ids is not None or (block.in_batch and job.index is not None and job.levered)
-    by_value = job.problem.label_smoothing > 0 or limited
+    by_value = smoothing or limited or summarized
     return "screened" if by_pair or by_value else None
 
 
@@ -101,14 +106,14 @@ def carried(job: Job) -> int:
 def statistics(job: Job, kept: list[Kept] | None = None) -> tuple[Tensor, Tensor | None]:
     """States (STATE_KINDS, N) of the rows, and (STATE_KINDS, M) of the columns if two-way.
 
-    Fills `kept`, whose stripes are the first rows of the in-batch block.
+    Fills `kept`, whose stripes are the first rows of the in-batch block, and the summary.
     """
     n, m = job.query.count, job.key.count
     row_state = empty_state(job, n)
     column_state = empty_state(job, m) if job.two_way else None
     started = job.one_set
     if started:
-        clear(row_state)
+        clear(job, row_state)
     for block in job.blocks:
         both = job.one_set or (job.two_way and block.in_batch)
         columns = (row_state if job.one_set else column_state) if both else None
@@ -123,14 +128,40 @@ def statistics(job: Job, kept: list[Kept] | None = None) -> tuple[Tensor, Tensor
         measure_own(job, row_state, add=started)
         started = True
     if not started:
-        clear(row_state)
+        clear(job, row_state)
+    finish_summary(job, row_state)
     return row_state, column_state
 
 
-def clear(state: Tensor) -> None:
+def clear(job: Job, row_state: Tensor) -> None:
     """Nothing counted yet."""
-    state[0].fill_(-math.inf)
-    state[1:].zero_()
+    row_state[0].fill_(-math.inf)
+    row_state[1:].zero_()
+    if job.summary is not None:
+        job.summary.zero_()
+        job.summary[1].fill_(-math.inf)
+
+
+def finish_summary(job: Job, row_state: Tensor) -> None:
+    """From what `kernels.combine.close` left in the summary to what it is (see `engine.summary`);
+    O(N)."""
+    if job.summary is None:
+        return
+    scale = job.scale.double() if isinstance(job.scale, Tensor) else job.scale
+    logit = (job.similarity.double() - job.problem.margin) * scale
+    if job.index is None:
+        given = torch.ones_like(logit, dtype=torch.bool)
+    else:
+        given = job.index >= 0
+    negatives = row_state[0]
+    mean = job.reference.double() * scale + job.summary[5] * math.log(2)
+    positives = logit.masked_fill(~given, -math.inf).logsumexp(1)
+    lse = torch.logaddexp(positives, negatives)
+    share = torch.where(given, (logit - lse[:, None]).exp() * (lse[:, None] - logit), 0.0).sum(1)
+    rest = torch.where(negatives > -math.inf, (negatives - lse).exp() * (lse - mean), 0.0)
+    job.summary[2:4] = row_state[1:3]
+    job.summary[4] = torch.where(given, logit, 0.0).sum(1) / given.sum(1)
+    job.summary[5] = share + rest
 
 
 def empty_state(job: Job, count: int) -> Tensor:
@@ -155,6 +186,8 @@ def stripes(
 
 
 def _planes(job: Job) -> int:
+    if job.summary is not None:
+        return 9
     return 6 if job.levered else 4 if job.problem.label_smoothing > 0 else 2
 
 
@@ -188,6 +221,7 @@ def measure(
         statistics_kernel.statistics[(programs,)](
             **arguments,
             reference=job.reference,
+            best=job.best,
             row_parts=parts,
             column_parts=column_parts,
             kept=target(None if kept is None else kept.values, arguments, tile),
@@ -216,13 +250,14 @@ def measure(
             "num_warps": CLOSING_WARPS,
         }
         combine.close[(triton.cdiv(count, ENTRIES),)](
-            parts, row_state, tiles=tiles_n, begin=begin, count=count, whole=row_state.shape[1],
-            RUNNING=add, **shared,
+            parts, row_state, job.summary, tiles=tiles_n, begin=begin, count=count,
+            whole=row_state.shape[1], RUNNING=add, **shared,
         )  # fmt: skip
         if column_state is not None:
             combine.close[(triton.cdiv(m, ENTRIES),)](
-                column_parts, column_state, tiles=tiles_m, begin=left, count=m,
-                whole=column_state.shape[1], RUNNING=begin > 0 or job.one_set, **shared,
+                column_parts, column_state, job.summary if job.one_set else None, tiles=tiles_m,
+                begin=left, count=m, whole=column_state.shape[1],
+                RUNNING=begin > 0 or job.one_set, **shared,
             )  # fmt: skip
         if not bounded:
             tops, width = parts[1], tile.block_n
@@ -237,6 +272,7 @@ def _parts(job: Job, tiles: int, count: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
     parts = torch.zeros(shape, dtype=torch.float32, device=device)
     parts[1].fill_(-math.inf)
+    parts[7:8].fill_(-math.inf)
     return parts
 
 
@@ -257,7 +293,8 @@ def measure_own(
     assert own is not None
     n, h, width = own.shape
     count = (n if end is None else end) - begin
-    parts = torch.empty((6, count), dtype=torch.float32, device=own.device)
+    parts = torch.empty((max(6, _planes(job)), count), dtype=torch.float32, device=own.device)
+    block = triton.next_power_of_2(job.query.padded)
     rows.own_logits[(count,)](
         job.query.data,
         job.query.inverse,
@@ -265,6 +302,7 @@ def measure_own(
         *own.stride(),
         _own_bias(job),
         reference=job.reference,
+        best=job.best,
         state_parts=parts,
         first_row=begin,
         rows=count,
@@ -273,13 +311,13 @@ def measure_own(
         padded=job.query.padded,
         NORMALIZE=job.problem.normalize,
         LEVER=job.levered,
-        BLOCK=triton.next_power_of_2(job.query.padded),
-        num_warps=8,
+        BLOCK=block,
+        num_warps=max(8, prepared.row_warps(block)),
         **job.scaling,
     )
     combine.close[(triton.cdiv(count, ENTRIES),)](
-        parts, row_state, offset=0.0, tiles=1, begin=begin, count=count, whole=n, STATIC=False,
-        SMOOTHING=job.problem.label_smoothing > 0, LEVER=job.levered, RUNNING=add,
+        parts, row_state, job.summary, offset=0.0, tiles=1, begin=begin, count=count, whole=n,
+        STATIC=False, SMOOTHING=job.problem.label_smoothing > 0, LEVER=job.levered, RUNNING=add,
         CHECK=False, RANGE=job.range, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
         num_warps=CLOSING_WARPS,
     )  # fmt: skip

@@ -37,7 +37,8 @@ def architecture(device: torch.device) -> config.Architecture:
     properties = torch.cuda.get_device_properties(device)
     name = f"sm_{properties.major}0"
     known = config.ARCHITECTURES.get(name)
-    if known is not None and properties.minor == 0:
+    # Of Ampere only A100 has that much shared memory; all of Hopper and of Blackwell's servers do.
+    if known is not None and (properties.minor == 0 or properties.major == 10):
         return known
     least = properties.shared_memory_per_block
     shared = getattr(properties, "shared_memory_per_block_optin", least)
@@ -99,6 +100,10 @@ class Job:
     reference: Tensor  # (N,)
     limit: Tensor | None  # (N,)
     guide: Tensor | None  # (N, padded)
+    best: Tensor | None = None  # (N,)
+    """The best positives' similarities, where there is a summary to fill."""
+    summary: Tensor | None = None  # (6, N)
+    """See `kernels.combine.close` and `passes.finish_summary`."""
 
     keeps: bool = False
     """Whether exponentials are kept and multiplied, which leaves a static offset less room."""
@@ -151,7 +156,7 @@ class Job:
         return {"scale": self.scale, "SCALE_IS_TENSOR": isinstance(self.scale, Tensor)}
 
 
-def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
+def prepare(problem: SimilarityProblem, operands: Operands, summary: Tensor | None = None) -> Job:
     """Norms and aligned copies of all operands, similarities of the positives."""
     query = _rows(operands.query, problem)
     key = query if problem.one_set else _rows(operands.key, problem)
@@ -180,6 +185,7 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
     similarity = operands.query.new_empty((n, max(positives, 1)), dtype=torch.float32)
     reference = similarity.new_empty(n)
     limit = similarity.new_empty(n) if problem.false_negative_margin < math.inf else None
+    best = None if summary is None else similarity.new_empty(n)
     grid, shape = row_programs(n, query.padded)
     rows.positive_similarity[grid](
         query.data,
@@ -189,6 +195,7 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         index if positives else None,
         similarity,
         reference,
+        best,
         limit,
         problem.margin,
         problem.false_negative_margin if limit is not None else 0.0,
@@ -212,14 +219,23 @@ def prepare(problem: SimilarityProblem, operands: Operands) -> Job:
         reference,
         limit,
         guide,
+        best,
+        summary,
     )
 
 
 def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block shape of a row-wise kernel: 8 KiB of float32 a program, at least one row."""
+    """Grid, block shape and warps of a row-wise kernel: 8 KiB of float32 a program, at least one
+    row."""
     block = triton.next_power_of_2(padded)
     height = 16 if interpreted() else max(1, min(16, 2048 // block))
-    return (triton.cdiv(count, height),), {"ROWS": height, "BLOCK": block}
+    shape = {"ROWS": height, "BLOCK": block, "num_warps": row_warps(block)}
+    return (triton.cdiv(count, height),), shape
+
+
+def row_warps(block: int) -> int:
+    """So many that rows of up to 8,192 entries, and most kernels' of 16,384, stay in registers."""
+    return max(4, min(16, block // 1024))
 
 
 def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
@@ -227,7 +243,8 @@ def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
     block = config.depth_block(x.element_size(), interpreted())
     padded = triton.cdiv(x.shape[1], block) * block
     data = x.new_empty((x.shape[0], padded))
-    inverse, rescale = x.new_empty((2, x.shape[0]), dtype=torch.float32)
+    # Apart, so that both are aligned whatever their length: kernels are compiled for alignments.
+    inverse, rescale = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
     grid, shape = row_programs(x.shape[0], padded)
     rows.prepare[grid](
         x,
