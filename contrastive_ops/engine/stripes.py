@@ -233,23 +233,25 @@ def _evaluate(
     assert first is not None
     function, options = _known[plan.function], _options(plan)
     plain = [None if t is None else t.detach() for t in tensors]
-    counts = []
+    n = first.shape[0]
+    # What outlives a stripe is there before the first: small results left between the stripes'
+    # matrices would keep the heap from using that room again.
+    counts = first.new_empty(n, plan.counts, dtype=torch.float64)
+    row_losses = first.new_empty(n if weight is None else 0)
 
     def losses_of(rows: Tensors, shared: Tensors, start: int) -> Tensor:
         found = function(rows, shared, start, **options)
         if not plan.counts:
             return found
-        counts.append(found[1].detach().to(torch.float64))
+        counts[start : start + len(found[1])] = found[1].detach()
         return found[0]
 
     with full_precision(first.device):
         if weight is None:
             with torch.no_grad():
-                parts = [
-                    losses_of(*_cut(plan, plain, rows), rows.start)
-                    for rows in _stripes(plan, plain)
-                ]
-            return [torch.cat(parts), _joined(counts, first)]
+                for rows in _stripes(plan, plain):
+                    row_losses[rows] = losses_of(*_cut(plan, plain, rows), rows.start)
+            return [row_losses, counts]
         grads = [
             torch.zeros_like(t) if t is not None and w else None
             for t, w in zip(plain, wanted, strict=True)
@@ -280,11 +282,7 @@ def _evaluate(
                 else:
                     grad += new
     found_grads = [grad for grad in grads if grad is not None]
-    return [loss.to(first.dtype), _joined(counts, first), *found_grads]
-
-
-def _joined(counts: list[Tensor], first: Tensor) -> Tensor:
-    return torch.cat(counts) if counts else first.new_empty(first.shape[0], 0, dtype=torch.float64)
+    return [loss.to(first.dtype), counts, *found_grads]
 
 
 def _dense_gradients(

@@ -127,7 +127,7 @@ def test_operands_are_left_alone(backend):
 
 PEAK = """
 import torch
-from contrastive_ops import info_nce, nt_xent, sigmoid_loss
+from contrastive_ops import info_nce, nt_xent, sigmoid_loss, similarity_divergence
 
 def status(name):
     with open("/proc/self/status") as lines:
@@ -206,3 +206,14 @@ def test_memory_grows_as_n(bounded_backend):
     """Twice the rows are at most twice the memory, where the logits are four times as many."""
     sizes = [peak_bytes(bounded_backend, n, n, 16, 4 * MiB) for n in (1 << 12, 1 << 13)]
     assert sizes[1] < 2.2 * sizes[0] + 8 * MiB
+
+
+@linux
+@pytest.mark.slow
+def test_peak_of_stripes():
+    """Results that outlive a stripe must not lie between the stripes' matrices: the heap would
+    grow with every stripe, to the size of the matrix."""
+    n, width, workspace = 1 << 12, 8, 2 * MiB
+    loss = "(lambda q, k, **o: similarity_divergence(q, k, k, q, reduction='none', **o))"
+    peak = peak_bytes("torch", n, n, width, workspace, loss=loss, call="sum().backward()")
+    assert peak < bound(n, width, workspace)
