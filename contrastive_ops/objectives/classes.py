@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, Weight, scale_of
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import prepared
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import softplus, take_rows
+
+FEW = 8
+"""Positives of a row up to which they are listed."""
 
 
 class Classes(NamedTuple):
@@ -42,6 +46,26 @@ def classes(labels: Tensor) -> Classes:
     segment = torch.empty_like(order).scatter_(0, order, starts.cumsum(0) - 1)
     size = torch.empty_like(order).scatter_(0, order, end - first)
     return Classes(order, first, end, segment, size)
+
+
+def others_of_class(c: Classes) -> Tensor:
+    """(P, N) int32: in slot s the s-th other row of each row's class; -1 where there are fewer."""
+    n = c.order.shape[0]
+    slot = torch.arange(max(1, int(c.size.max()) - 1), device=c.order.device).unsqueeze(1)
+    column = c.first + slot
+    column = column + (column >= torch.arange(n, device=c.order.device))
+    others = torch.where(column < c.end, c.order[column.clamp(max=n - 1)], -1)
+    return torch.empty_like(others, dtype=torch.int32).index_copy_(1, c.order, others.int())
+
+
+def few(count: Tensor) -> bool:
+    """Whether every row has a positive and none has many, as far as that may be read.
+
+    Then positives are given by their index, and the sums of positives and of negatives stay apart:
+    the loss of a row with one positive goes to 0, where a log-sum-exp minus a logit would leave
+    rounding alone. With many it does not.
+    """
+    return check.readable(count) and 1 <= int(count.min()) <= int(count.max()) <= FEW
 
 
 def mean_positive_logit(problem: SimilarityProblem, o: Operands, c: Classes) -> Tensor:

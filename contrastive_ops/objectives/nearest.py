@@ -17,21 +17,29 @@ OWN_ROWS = 128
 
 @torch.no_grad()
 def nearest_outside(
-    rows: Tensor, first: Tensor, end: Tensor, workspace_bytes: int, backend: str | None = None
+    rows: Tensor,
+    first: Tensor,
+    end: Tensor,
+    workspace_bytes: int,
+    backend: str | None = None,
+    *,
+    cosine: bool = False,
 ) -> Tensor:
     """(N,) for each row the row nearest to it outside its own range [first, end).
+
+    Nearest by Euclidean distance; with ``cosine`` by the dot product of these (unit) rows.
 
     ``rows`` are sorted by class. Distances are symmetric: each block of rows only meets the rows
     from itself on, and what it finds serves both sides. The maxima say in which block the nearest
     row is; that block is met once more to find it there. The first of equals wins within a block.
     """
     if neighbours.available(rows, backend):
-        rows = wide(rows) - wide(rows).mean(0)
+        rows = wide(rows) if cosine else wide(rows) - wide(rows).mean(0)
         found, _ = neighbours.closest_of_another_label(
-            rows, first.to(torch.int32), workspace_bytes=workspace_bytes
+            rows, first.to(torch.int32), cosine=cosine, workspace_bytes=workspace_bytes
         )
         return found[0].clamp(min=0).to(torch.int64)
-    query, key = squared_l2_factors(rows, rows)  # dot products are minus squared distances
+    query, key = _factors(rows, cosine)
     n = rows.shape[0]
     room = min(workspace_bytes // COPIES, STRIPE_BYTES)
     step = max(1, room // (n * rows.element_size()))
@@ -60,10 +68,16 @@ def nearest_outside(
 
 @torch.no_grad()
 def extreme_within(
-    rows: Tensor, first: Tensor, end: Tensor, farthest: bool, workspace_bytes: int
+    rows: Tensor,
+    first: Tensor,
+    end: Tensor,
+    farthest: bool,
+    workspace_bytes: int,
+    *,
+    cosine: bool = False,
 ) -> Tensor:
     """(N,) for each sorted row the farthest (or nearest) other row of its range; itself if none."""
-    query, key = squared_l2_factors(rows, rows)
+    query, key = _factors(rows, cosine)
     n = rows.shape[0]
     room = min(workspace_bytes // COPIES, STRIPE_BYTES)
     step = max(1, min(OWN_ROWS, room // (n * rows.element_size())))
@@ -83,6 +97,12 @@ def extreme_within(
             found.append(index + low)
     alone = end - first == 1
     return torch.where(alone, torch.arange(n, device=rows.device), torch.cat(found))
+
+
+def _factors(rows: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
+    """Rows whose dot products rise with closeness. (By distances, a zero row would be closer than
+    its cosine of 0 to everything says.)"""
+    return (rows, rows) if cosine else squared_l2_factors(rows, rows)
 
 
 def _apart(

@@ -29,7 +29,7 @@ from .arguments import (
     workspace,
 )
 from .arguments import labels as checked_labels
-from .classes import Classes, classes
+from .classes import Classes, classes, others_of_class
 from .nearest import extreme_within, nearest_outside
 
 MOST = 65
@@ -122,8 +122,9 @@ def triplet_margin(
     elif selecting:
         ordered = rows.detach()[found.order]
         spans = (ordered, found.first, found.end)
-        near = extreme_within(*spans, mining == "hard", room)
-        far = nearest_outside(*spans, room, backend)
+        cosine = distance == "cosine"
+        near = extreme_within(*spans, mining == "hard", room, cosine=cosine)
+        far = nearest_outside(*spans, room, backend, cosine=cosine)
         # From sorted places back to the rows as given.
         partner = torch.empty_like(near), torch.empty_like(far)
         partner[0][found.order], partner[1][found.order] = found.order[near], found.order[far]
@@ -227,30 +228,27 @@ def _triplets(
     )
     both = (c.size > 1) & (c.size < n)
     if mining == "semi-hard":
-        bound = _others_of_class(c)
+        bound = others_of_class(c)
         found, farthest = closest(bound)
         assert farthest is not None
         far = torch.where(found >= 0, found, farthest)
         anchor, slot = ((bound >= 0) & both).T.nonzero(as_tuple=True)  # by anchor, then positive
         return anchor, bound[slot, anchor].long(), far[slot, anchor].clamp(min=0).long()
     if int(c.size.max()) <= MOST:
-        near = _extreme(rows, _others_of_class(c), mining == "hard", distance)
+        near = _extreme(rows, others_of_class(c), mining == "hard", distance)
     else:
-        ordered = extreme_within(rows[c.order], c.first, c.end, mining == "hard", room)
+        ordered = extreme_within(
+            rows[c.order],
+            c.first,
+            c.end,
+            mining == "hard",
+            room,
+            cosine=distance == "cosine",
+        )
         near = torch.empty_like(ordered)
         near[c.order] = c.order[ordered]
     anchor = both.nonzero().squeeze(1)
     return anchor, near[anchor], closest()[0][0, anchor].clamp(min=0).long()
-
-
-def _others_of_class(c: Classes) -> Tensor:
-    """(P, N) int32: in slot s the s-th other row of each row's class; -1 where there are fewer."""
-    n = c.order.shape[0]
-    slot = torch.arange(max(1, int(c.size.max()) - 1)).unsqueeze(1)
-    column = c.first + slot
-    column = column + (column >= torch.arange(n))
-    others = torch.where(column < c.end, c.order[column.clamp(max=n - 1)], -1)
-    return torch.empty_like(others, dtype=torch.int32).index_copy_(1, c.order, others.int())
 
 
 def _extreme(rows: Tensor, others: Tensor, farthest: bool, distance: str) -> Tensor:

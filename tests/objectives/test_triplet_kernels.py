@@ -146,3 +146,24 @@ def test_a_damaged_index_is_refused():
         )
     with pytest.raises(ValueError, match="out of range"):
         neighbours.squared_distances(x, torch.tensor([0]), torch.tensor([4]))
+
+
+@pytest.mark.parametrize("mining", ["hard", "easy"])
+@pytest.mark.parametrize("most", [triplet.MOST, 1])
+def test_zero_rows_are_chosen_by_their_cosine(mining, bounded_backend, most, monkeypatch):
+    """Their cosine is 0 with everything; their distance is that of a cosine of 0.5."""
+    monkeypatch.setattr(triplet, "MOST", most)
+    x = torch.nn.functional.normalize(torch.randn(24, 6, dtype=torch.float64) + 0.5, dim=1)
+    x[::3] = 0
+    label = torch.arange(24) % 4
+    d = 1 - x @ x.T
+    same = label.unsqueeze(1) == label
+    own = same & ~torch.eye(24, dtype=torch.bool)
+    near = (
+        d.masked_fill(~own, -torch.inf).amax(1)
+        if mining == "hard"
+        else d.masked_fill(~own, torch.inf).amin(1)
+    )
+    expected = (near - d.masked_fill(same, torch.inf).amin(1) + 0.2).clamp(min=0).mean()
+    found = co.triplet_margin(x, label, mining=mining, distance="cosine", backend=bounded_backend)
+    torch.testing.assert_close(found, expected)
