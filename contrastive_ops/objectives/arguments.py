@@ -65,7 +65,7 @@ def vectors(**named: Any) -> list[Tensor]:
 
 def labels(name: str, value: Any, like: Tensor) -> Tensor:
     """(N,) int64 for the N rows of ``like``."""
-    return check.integers(name, value, ((like.shape[0],),), like)
+    return check.integers(name, value, ((like.shape[0],),), like).contiguous()
 
 
 def describe(

@@ -20,6 +20,7 @@ from .arguments import (
     reduced,
     row_ids,
     shares,
+    softplus,
     vectors,
     wide,
 )
@@ -183,7 +184,9 @@ def group_distillation(
     logits = own_logits(problem, operands)
     rest = logits.flip(1).logcumsumexp(1).flip(1)
     others = row_lse(problem, operands, backend).unsqueeze(1)
-    losses = teacher.detach().to(logits.dtype) * (torch.logaddexp(rest, others) - logits)
+    # log(e^rest + e^others) - logit in two parts: of a group's last passage the second is nothing.
+    within = torch.nn.functional.pad((rest - logits)[:, :-1], (0, 1))
+    losses = teacher.detach().to(logits.dtype) * (softplus(others - rest) + within)
     return reduced(losses.sum(1), reduction)
 
 

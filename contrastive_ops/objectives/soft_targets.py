@@ -12,7 +12,19 @@ from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, scale_of
 from ..engine.reductions import row_lse, score_sum
 from ..engine.similarity import full_precision, prepared
-from .arguments import Number, Reduction, describe, labels, matrices, pairs, reduced, row_ids
+from ..engine.softmax_ce import softmax_ce
+from .arguments import (
+    Number,
+    Reduction,
+    describe,
+    labels,
+    matrices,
+    pairs,
+    reduced,
+    row_ids,
+    shares,
+)
+from .classes import few
 from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
@@ -83,6 +95,10 @@ def soft_target_nce(
         ):
             raise ValueError(f"index: got values outside [-1, {m}), expected indices into key")
         weight = torch.where(index >= 0, weight, 0.0)
+        if index.shape[1] == 1 and check.readable(index) and bool((index >= 0).all()):
+            # A graded positive: that the cross-entropy of one does not cancel.
+            listed = operands._replace(positives=index)
+            return reduced(weight[:, 0] * softmax_ce(problem, listed, None, backend), reduction)
         scores = weighted_sum(problem, operands, lambda p, o: score_sum(p, o, index, weight))
     losses = weight.sum(1) * row_lse(problem, operands, backend) - scores
     return reduced(losses, reduction)
@@ -132,15 +148,17 @@ def ai_feedback_nce(
     )
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     y = quality.detach().to(operands.accumulation_dtype)
-    lse = row_lse(problem, operands, backend)
-    losses = y * (lse - weighted_sum(problem, operands, score_sum))
-    if smoothing == "all" and m > 1:
+    losses = softmax_ce(problem, operands, None, backend)
+    if smoothing == "positive":
+        losses = y * losses
+    elif m > 1:  # log p_ij = log p_ii + l_ij - l_ii
 
         def others(p: SimilarityProblem, o: Operands) -> Tensor:
             q, k = (prepared(x, p, o.accumulation_dtype) for x in (o.query, o.key))
             return ((k.sum(0) - k[:n]) * q).sum(1) * scale_of(p, o) / (m - 1)
 
-        losses = losses + (1 - y) * (lse - weighted_sum(problem, operands, others))
+        own = weighted_sum(problem, operands, score_sum)
+        losses = losses + (1 - y) * (own - weighted_sum(problem, operands, others))
     return reduced(losses, reduction)
 
 
@@ -199,10 +217,9 @@ def quick_thought(
     steps = [step for step in range(-window, window + 1) if step]
     index = ids.unsqueeze(1) + torch.tensor(steps, device=sentences.device)
     index = torch.where((index >= 0) & (index < n), index, -1)
-    neighbours = (index >= 0).sum(1)
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
-    scores = weighted_sum(problem, operands, lambda p, o: score_sum(p, o, index))
-    return reduced(row_lse(problem, operands, backend) - scores / neighbours, reduction)
+    listed = operands._replace(positives=index)
+    return softmax_ce(problem, listed, shares(reduction, n), backend)
 
 
 def uni_cl(
@@ -224,8 +241,8 @@ def uni_cl(
 
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log \frac{e^{s_{ip}/T}}{\sum_j e^{s_{ij}/T}}
 
-    The positives' mean logit is linear in the sums of keys of a label: O(N D), no index of pairs.
-    Each direction costs 4 matrix products.
+    The positives' mean logit is linear in the sums of keys of a label: O(N D), no index of pairs,
+    unless each row has one and few of them. Each direction costs 4 matrix products, or then 3.
 
     Args:
         query, key: (N, D) and (M, D), images and texts, say.
@@ -260,6 +277,11 @@ def uni_cl(
         )
         problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
         groups = _groups(anchor_labels, candidate_labels)
+        if few(groups.size):
+            listed = operands._replace(positives=_members(groups))
+            weight = shares(reduction, anchors.shape[0])
+            losses.append(softmax_ce(problem, listed, weight, backend))
+            continue
         means = weighted_sum(problem, operands, functools.partial(_mean_logit, groups=groups))
         rows = row_lse(problem, operands, backend) - means
         losses.append(reduced(rows, reduction, groups.size > 0))
@@ -300,8 +322,9 @@ class _Groups(NamedTuple):
     """The keys of each query's label."""
 
     segment: Tensor  # (M,) which sum each key is part of
-    place: Tensor  # (N,) where the sum of a query's label is
+    place: Tensor  # (N,) where the sum of a query's label is, and where in `order` its keys begin
     size: Tensor  # (N,) how many keys it has
+    order: Tensor  # (M,) keys by label
 
 
 def _groups(query_labels: Tensor, key_labels: Tensor) -> _Groups:
@@ -311,7 +334,14 @@ def _groups(query_labels: Tensor, key_labels: Tensor) -> _Groups:
     segment[order] = torch.searchsorted(ordered, ordered)
     first = torch.searchsorted(ordered, query_labels)
     count = torch.searchsorted(ordered, query_labels, right=True) - first
-    return _Groups(segment, first.clamp(max=key_labels.shape[0] - 1), count)
+    return _Groups(segment, first.clamp(max=key_labels.shape[0] - 1), count, order)
+
+
+def _members(groups: _Groups) -> Tensor:
+    """(N, P) the keys of each query's label, -1 where there are fewer."""
+    slot = torch.arange(int(groups.size.max()), device=groups.order.device)
+    place = (groups.place.unsqueeze(1) + slot).clamp(max=groups.order.shape[0] - 1)
+    return torch.where(slot < groups.size.unsqueeze(1), groups.order[place], -1)
 
 
 def _mean_logit(problem: SimilarityProblem, o: Operands, groups: _Groups) -> Tensor:

@@ -21,7 +21,7 @@ from .arguments import (
     temperature_or,
 )
 from .arguments import labels as checked_labels
-from .classes import classes, mean_positive_logit, over_positives
+from .classes import classes, few, mean_positive_logit, others_of_class, over_positives
 from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
@@ -50,7 +50,8 @@ def sup_con(
     :math:`Z_{ip} = \sum_{a \ne i} e^{s_{ia}/T}`, without the other positives if they are kept out
     of the denominator. The positives' mean logit is linear in the classes' sums, so ``"out"`` needs
     no list of positive pairs: 2 matrix products (of a symmetric matrix, one half is computed),
-    O(N D) memory. Every other form adds the pairs within classes.
+    O(N D) memory. (On the CPU, where every row has a positive and none more than 8, they are
+    listed, which is more exact.) Every other form adds the pairs within classes.
 
     Args:
         embeddings: (N, D).
@@ -100,6 +101,11 @@ def sup_con(
             return mean_positive_logit(p, o, found)
 
         alone = one_set(problem, operands)
+        if few(found.size - 1):
+            index = others_of_class(found).T.to(torch.int64).contiguous()
+            return softmax_ce(
+                alone[0], alone[1]._replace(positives=index), shares(reduction, n), backend
+            )
         positives = weighted_sum(problem, operands, mean_positive)
         if weight is None or n == 1:  # a single row has no candidate: log-sum-exp -inf
             losses = torch.where(some, row_lse(*alone, backend), 0.0) - positives

@@ -148,3 +148,42 @@ def test_empty_negatives_have_an_empty_gradient(shape):
         assert torch.equal(loss, co.info_nce(q, k, reduction=reduction))
         grads = torch.autograd.grad(loss.sum(), (q, negatives))
         assert grads[1].shape == shape
+
+
+CENTRES = torch.eye(8).repeat_interleave(2, 0)
+NEAR = CENTRES + 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(3))
+PAIRED = torch.arange(16) // 2
+SOLVED = {
+    "sup_con": lambda x, T: co.sup_con(x, PAIRED, temperature=T),
+    "sup_con, none": lambda x, T: co.sup_con(x, PAIRED, temperature=T, reduction="none"),
+    "uni_cl": lambda x, T: co.uni_cl(x[::2], x[1::2], PAIRED[::2], PAIRED[1::2], temperature=T),
+    "soft_target_nce": lambda x, T: co.soft_target_nce(
+        x[::2], x[1::2], torch.full((8, 1), 0.7), index=torch.arange(8).view(8, 1), temperature=T
+    ),
+    "ai_feedback_nce": lambda x, T: co.ai_feedback_nce(
+        x[::2], x[1::2], torch.full((8,), 0.7), smoothing="positive", temperature=T
+    ),
+    "quick_thought": lambda x, T: co.quick_thought(
+        x[:2], x[:2], excluded_logit=15.0, normalize=True, temperature=T
+    ),
+    "group_distillation": lambda x, T: co.group_distillation(
+        x[::2], x[1::2].unsqueeze(1), torch.ones(8, 1), temperature=T
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_solved_rows_leave_no_rounding(name, bounded_backend, monkeypatch):
+    """Losses near 1e-8: log-sum-exps minus logits would be rounding of logits near 30."""
+    monkeypatch.setenv("CONTRASTIVE_OPS_BACKEND", bounded_backend)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        x = NEAR.to(dtype).requires_grad_()
+        temperature = torch.tensor(0.03, dtype=dtype, requires_grad=True)
+        loss = SOLVED[name](x, temperature)
+        grads = torch.autograd.grad(loss.sum(), (x, temperature))
+        results.append([loss.detach().double(), *(g.double() for g in grads)])
+    assert bool((results[0][0] > 0).all())
+    assert bool((results[0][0] < 1e-6).all())
+    for exact, found in zip(*results, strict=True):
+        assert (found - exact).norm() < 1e-4 * exact.norm()
