@@ -71,7 +71,10 @@ class Objective(nn.Module):
         return type(self).function(*tensors, **call)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        shown = [f"{name}={value!r}" for name, value in self.options.items()]
+        learned = {name: getattr(self, name) for name in self.learned if hasattr(self, name)}
+        shown += [f"{name}={value.item():.4g}, learnable" for name, value in learned.items()]
+        return ", ".join(shown)
 
 
 def _twin(name: str, function: Callable[..., Tensor]) -> type[Objective]:

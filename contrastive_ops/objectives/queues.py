@@ -82,8 +82,11 @@ class QueueBank(nn.Module):
     """One :class:`EmbeddingQueue` a group: a language, a source.
 
     Args:
-        groups: their names.
+        groups: their names, without dots.
         size, dim, dtype, device: of each queue.
+
+    Raises:
+        ValueError: no groups, one twice, a name with a dot; a group that is not there.
 
     Source: Wu et al. 2022, "Cross-lingual Contextual Sentence Representation" (CCP), whose memory
     banks are language-specific.
@@ -99,16 +102,24 @@ class QueueBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if not groups or len(set(groups)) != len(groups):
-            raise ValueError(f"groups: got {groups!r}, expected distinct names, at least one")
+        if (
+            not groups
+            or len(set(groups)) != len(groups)
+            or not all(isinstance(name, str) and "." not in name for name in groups)
+        ):
+            raise ValueError(
+                f"groups: got {groups!r}, expected distinct names without dots, at least one"
+            )
+        # A module's names must not be those of a dictionary's methods, as a language's "to" is.
         self.queues = nn.ModuleDict(
-            {name: EmbeddingQueue(size, dim, dtype=dtype, device=device) for name in groups}
+            {f"of_{name}": EmbeddingQueue(size, dim, dtype=dtype, device=device) for name in groups}
         )
 
     def __getitem__(self, group: str) -> EmbeddingQueue:
-        if group not in self.queues:
-            raise ValueError(f"group: got {group!r}, expected one of {', '.join(self.queues)}")
-        found = self.queues[group]
+        if f"of_{group}" not in self.queues:
+            names = ", ".join(name.removeprefix("of_") for name in self.queues)
+            raise ValueError(f"group: got {group!r}, expected one of {names}")
+        found = self.queues[f"of_{group}"]
         assert isinstance(found, EmbeddingQueue)
         return found
 

@@ -62,6 +62,7 @@ def test_the_sigmoid_twin_learns_its_bias():
     twin = co.SigmoidLoss(learnable_temperature=True)
     assert twin.bias.item() == -10
     assert dict(twin.named_parameters()).keys() == {"bias", "temperature.log_scale"}
+    assert "bias=-10, learnable" in repr(twin)
     assert "bias=-3" in repr(co.SigmoidLoss(bias=-3))
 
 
@@ -118,6 +119,14 @@ def test_a_bank_keeps_groups_apart():
     assert len(bank["fr"]) == 0
     with pytest.raises(ValueError, match="expected one of de, fr"):
         bank["en"]
+    tongan = co.QueueBank(["to", "keys"], 3, 4)
+    tongan["to"].enqueue(X)
+    again = co.QueueBank(["keys", "to"], 3, 4)
+    again.load_state_dict(tongan.state_dict())
+    assert torch.equal(again["to"].rows, tongan["to"].rows)
+    for bad in ([], ["a", "a"], ["a.b"], [1]):
+        with pytest.raises(ValueError, match="groups: got"):
+            co.QueueBank(bad, 3, 4)
 
 
 def test_a_momentum_encoder_follows():
