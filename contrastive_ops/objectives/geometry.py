@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.reductions import row_lse
-from ..engine.reference import log_sum_exp
 from ..engine.similarity import full_precision, unit_rows
 from .arguments import (
     Number,
@@ -167,9 +166,11 @@ def negative_lse(
     (rows,) = matrices(embeddings=embeddings)
     label = checked_labels("labels", labels, rows)
     found = classes(label)
-    sets = int(found.segment.max()) + 1
-    if sets < 2:
-        raise ValueError(f"labels: got {sets} set, expected at least 2")
+    sets = rows.shape[0]  # no more than that
+    if check.readable(found.segment) or reduction == "none":
+        sets = int(found.segment.max()) + 1
+        if sets < 2:
+            raise ValueError(f"labels: got {sets} set, expected at least 2")
     problem, operands = describe(
         rows,
         rows,
@@ -179,13 +180,15 @@ def negative_lse(
         workspace_bytes=workspace_bytes,
     )
     lse = row_lse(problem, operands, backend)
-    # Rows of a set side by side, padded to the largest set.
-    ordered = lse[found.order]
-    width = int(found.size.max())
-    place = torch.arange(rows.shape[0], device=rows.device) - found.first
-    padded = ordered.new_full((sets, width), -torch.inf)
-    padded = padded.index_put((found.segment[found.order], place), ordered)
-    return reduced(log_sum_exp(padded), reduction)
+    # The log-sum-exp over each set's rows, relative to the largest.
+    none = lse.new_full((sets,), -torch.inf)
+    largest = none.scatter_reduce(0, found.segment, lse.detach(), "amax")
+    shift = largest.masked_fill(largest == -torch.inf, 0.0)
+    terms = (lse - shift[found.segment]).exp()
+    sums = torch.zeros_like(none).index_put((found.segment,), terms, accumulate=True)
+    there = sums > 0
+    losses = torch.where(there, sums.masked_fill(~there, 1.0).log() + shift, 0.0)
+    return reduced(losses, reduction, there)
 
 
 def sliced_wasserstein(
@@ -223,6 +226,16 @@ def unit_directions(directions: int | Tensor, x: Tensor, seed: int) -> Tensor:
         return unit_rows(directions.detach().to(x))
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 1:
         raise ValueError(f"directions: got {directions!r}, expected an integer >= 1 or a tensor")
+    return unit_rows(_drawn(directions, x.shape[1], seed)).to(x)
+
+
+@torch.library.custom_op("contrastive_ops::drawn_directions", mutates_args=())
+def _drawn(count: int, width: int, seed: int) -> Tensor:
+    """An operator: a compiled graph makes no generators."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(directions, x.shape[1], generator=generator, dtype=torch.float64)
-    return unit_rows(drawn).to(x)
+    return torch.randn(count, width, generator=generator, dtype=torch.float64)
+
+
+@_drawn.register_fake
+def _(count: int, width: int, seed: int) -> Tensor:
+    return torch.empty(count, width, dtype=torch.float64)

@@ -33,6 +33,8 @@ def nearest_outside(
     from itself on, and what it finds serves both sides. The maxima say in which block the nearest
     row is; that block is met once more to find it there. The first of equals wins within a block.
     """
+    if torch.compiler.is_compiling():  # what is chosen where is no matter of a graph's
+        return _nearest_outside(rows, first, end, workspace_bytes, backend, cosine)
     if neighbours.available(rows, backend):
         rows = wide(rows) if cosine else wide(rows) - wide(rows).mean(0)
         found, _ = neighbours.closest_of_another_label(
@@ -77,6 +79,8 @@ def extreme_within(
     cosine: bool = False,
 ) -> Tensor:
     """(N,) for each sorted row the farthest (or nearest) other row of its range; itself if none."""
+    if torch.compiler.is_compiling():
+        return _extreme_within(rows, first, end, farthest, workspace_bytes, cosine)
     query, key = _factors(rows, cosine)
     n = rows.shape[0]
     room = min(workspace_bytes // COPIES, STRIPE_BYTES)
@@ -121,3 +125,29 @@ def _update(best: Tensor, where: Tensor, rows: slice, value: Tensor, block: int)
     better = value > best[rows]
     best[rows] = torch.where(better, value, best[rows])
     where[rows] = torch.where(better, block, where[rows])
+
+
+# As operators, which is how torch.compile sees them.
+@torch.library.custom_op("contrastive_ops::nearest_outside", mutates_args=())
+def _nearest_outside(
+    rows: Tensor,
+    first: Tensor,
+    end: Tensor,
+    workspace_bytes: int,
+    backend: str | None,
+    cosine: bool,
+) -> Tensor:
+    return nearest_outside(rows, first, end, workspace_bytes, backend, cosine=cosine)
+
+
+@torch.library.custom_op("contrastive_ops::extreme_within", mutates_args=())
+def _extreme_within(
+    rows: Tensor, first: Tensor, end: Tensor, farthest: bool, workspace_bytes: int, cosine: bool
+) -> Tensor:
+    return extreme_within(rows, first, end, farthest, workspace_bytes, cosine=cosine)
+
+
+@_nearest_outside.register_fake
+@_extreme_within.register_fake
+def _one_each(rows: Tensor, first: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(first)

@@ -71,7 +71,7 @@ SMALL: dict[str, Any] = {  # no options: O(N D) by nature, or their own
     "angle": lambda a, b: co.angle(a, b, LABELS),
     "barlow": lambda a, b: co.barlow_twins(a, b),
     "vicreg": lambda a, b: co.vicreg(a, b),
-    "sig_reg": lambda a, b: co.sig_reg(a),
+    "sig_reg": lambda a, b: co.sig_reg(a, knots=4),
 }
 ALL = CALLS | SMALL
 call = pytest.mark.parametrize("name", CALLS)
@@ -155,7 +155,18 @@ def test_dtypes(name: str, dtype: torch.dtype, tolerance: float) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["sigmoid", "sup_con, in", "triplet, semi-hard", "divergence, kl", "hardness", "nt_xent"],
+    [
+        "sigmoid",
+        "sup_con, in",
+        "triplet, semi-hard",
+        "triplet, hard",
+        "divergence, kl",
+        "hardness",
+        "nt_xent",
+        "negative_lse",
+        "ko_leo",
+        "sig_reg",
+    ],
 )
 def test_compiled_and_functional(name: str) -> None:
     leaves = [rows(s).requires_grad_() for s in (1, 2)]
