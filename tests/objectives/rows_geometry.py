@@ -19,6 +19,7 @@ F = torch.nn.functional
 SETS = torch.tensor([4, 2, 4, 2, 9, 4])
 AXES = rand(5, D, seed=50)
 PRIOR = rand(N, D, seed=51)
+EMA = (rand(N, D, seed=55), rand(N, D, seed=56))
 PAST = [rand(D, D, seed=s) for s in (52, 53)]
 PAST = tuple(p @ p.T for p in PAST)
 QUEUE = rand(7, D, seed=54)
@@ -101,15 +102,14 @@ PERMUTATION = torch.tensor([2, 0, 3, 1])
 ZCA = GroupZCA(2)
 
 
-def whitened_cse(z1, z2, zca):
-    return ce(cos(zca(z1), zca(z2)) / 0.5)
+def whitened_cse(weight, *views):
+    first, *others = ((group_zca(x) @ weight.T).tanh() for x in views)
+    return sum(ce(cos(first, x) / 0.5) for x in others)
 
 
-def our_whitened_cse(z1, z2):
-    def zca(x):
-        return ZCA(x, permutation=PERMUTATION)
-
-    return co.info_nce(zca(z1), zca(z2), temperature=0.5)
+def our_whitened_cse(weight, *views):
+    first, *others = ((ZCA(x, permutation=PERMUTATION) @ weight.T).tanh() for x in views)
+    return sum(co.info_nce(first, x, temperature=0.5) for x in others)
 
 
 def rank(x):
@@ -184,9 +184,9 @@ ROWS = [
         "Representation rank",
         2024,
         "info_nce(z1, z2) + w * effective_rank(z1)",
-        lambda x: co.effective_rank(x),
-        rank,
-        ONE,
+        lambda a, b: co.info_nce(a, b, temperature=0.5) + 0.1 * co.effective_rank(a),
+        lambda a, b: ce(cos(a, b) / 0.5) + 0.1 * rank(a),
+        PAIR,
         basis=ABSTRACT,
     ),
     Row(
@@ -194,8 +194,8 @@ ROWS = [
         "UNSEE, Barlow Twins",
         2024,
         "barlow_twins(p1, t2) + barlow_twins(p2, t1)",
-        lambda a, b: co.barlow_twins(a, b),
-        barlow,
+        lambda a, b: co.barlow_twins(a, EMA[1]) + co.barlow_twins(b, EMA[0]),
+        lambda a, b: barlow(a, EMA[1]) + barlow(b, EMA[0]),
         PAIR,
     ),
     Row(
@@ -203,10 +203,12 @@ ROWS = [
         "UNSEE, BYOL",
         2024,
         "byol(p1, t2) + byol(p2, t1)",
-        lambda p, t: co.byol(p, t.detach()) + 0 * t.sum(),
-        lambda p, t: (2 - 2 * F.cosine_similarity(p, t.detach())).mean() + 0 * t.sum(),
+        lambda a, b: co.byol(a, EMA[1]) + co.byol(b, EMA[0]),
+        lambda a, b: (
+            (2 - 2 * F.cosine_similarity(a, EMA[1])).mean()
+            + (2 - 2 * F.cosine_similarity(b, EMA[0])).mean()
+        ),
         PAIR,
-        stops_gradient=True,
     ),
     Row(
         "002#23c",
@@ -249,10 +251,10 @@ ROWS = [
         "002#48",
         "WhitenedCSE",
         2023,
-        "sum of info_nce(zca(z1), zca(z_v)), zca = GroupZCA(groups)",
+        "sum of info_nce(tanh(W(zca(z1))), tanh(W(zca(z_v)))), zca = GroupZCA(groups)",
         our_whitened_cse,
-        lambda a, b: whitened_cse(a, b, group_zca),
-        PAIR,
+        whitened_cse,
+        rows_of((D, D), (N, D), (N, D), (N, D)),
         "Gradients of the inverse root are exact for equal eigenvalues too.",
         once_differentiable=True,
     ),
@@ -479,11 +481,11 @@ ROWS = [
         "002#116",
         "MEXMA",
         2024,
-        "feature_mse(src, tgt) + 0.01 * ko_leo(x)",
-        lambda x: co.ko_leo(x),
-        koleo,
-        ONE,
-        "Cross-lingual unmasking apart.",
+        "alignment(src, tgt, normalize=False) / dim + 0.01 * ko_leo(src)",
+        lambda a, b: co.alignment(a, b, normalize=False) / D + 0.01 * co.ko_leo(a),
+        lambda a, b: F.mse_loss(a, b) + 0.01 * koleo(a),
+        PAIR,
+        "Cross-lingual unmasking apart; both sides get gradient.",
     ),
 ]
 

@@ -231,6 +231,16 @@ ROWS = [
         rows_of((N, D), (N, D)),
     ),
     Row(
+        "002#118b",
+        "Arora et al., hinge",
+        2019,
+        "triplet(f_x, f_positive, f_negative, distance='dot')",
+        lambda *x: co.triplet(*x, distance="dot"),
+        lambda x, p, n: (1 - (x * (p - n)).sum(1)).clamp(min=0).mean(),
+        TRIPLE,
+        basis=PAPER,
+    ),
+    Row(
         "x1",
         "SNCSE",
         2022,

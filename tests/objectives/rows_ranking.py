@@ -82,8 +82,24 @@ def off_diagonal(x):
     return x[~DIAGONAL].view(N, N - 1)
 
 
-def sct(T, p, q):
-    return kl(cos(*TEACHER) / 0.3, cos(p, q) / T)
+OWN = (rand(N, D, seed=34), rand(N, D, seed=35))
+QUEUES = (rand(9, D, seed=36), rand(9, D, seed=37))
+
+
+def sct(T, a, b):
+    (t_a, t_b), (q_a, q_b) = OWN, QUEUES
+    forth = kl(cos(t_a, q_a) / 0.3, cos(b, q_a) / T)
+    return forth + kl(cos(t_b, q_b) / 0.3, cos(a, q_b) / T)
+
+
+CLASSES = torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+def dse(u, v, weight):
+    logits = torch.cat([u, v, (u - v).abs(), u * v], 1) @ weight.T
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    task = -log_p[torch.arange(N), CLASSES].mean()
+    return 0.5 * task + 0.5 * ((logits - TEACHER_ROWS) ** 2).sum()
 
 
 def rank_cse(a, b, T=0.2):
@@ -136,18 +152,21 @@ def m3_kd(T, q, passages):
     return loss
 
 
-SPARSE, COLBERT = rand(N, N, seed=40), rand(N, N, seed=41)
+SPARSE = rand(N, N, seed=40)
+GROUP = 2
+FIRST = torch.arange(N) * GROUP
 
 
-def m3(dense, ours):
-    """BGE-M3's fine-tuning loss over three kinds of scores, with self-distillation."""
-    scores = [dense, SPARSE, COLBERT]
-    ensemble = dense + 0.3 * SPARSE + COLBERT
+def m3(dense, sparse, colbert, ours):
+    """BGE-M3's fine-tuning loss over three kinds of scores, with self-distillation; a query's
+    positive is the first of its group of passages."""
+    scores = [dense, sparse, colbert]
+    ensemble = dense + 0.3 * sparse + colbert
     if ours:
-        losses = [co.score_nce(x) for x in (*scores, ensemble)]
+        losses = [co.score_nce(x, positives=FIRST) for x in (*scores, ensemble)]
         distilled = sum(co.list_net(x, ensemble) for x in scores) / 3
     else:
-        losses = [ce(x) for x in (*scores, ensemble)]
+        losses = [ce(x, FIRST) for x in (*scores, ensemble)]
         p = ensemble.detach().softmax(1)
         distilled = sum(-(p * x.log_softmax(1)).sum(1).mean() for x in scores) / 3
     contrastive = (losses[0] + losses[3] + 0.1 * losses[1] + losses[2]) / 4
@@ -159,10 +178,10 @@ ROWS = [
         "s0.35",
         "BGE-M3, three scores with self-distillation",
         2024,
-        "score_nce(scores) of each score, list_net(scores, ensemble)",
-        lambda T, a, b: m3(cos(a, b) / T, True),
-        lambda T, a, b: m3(cos(a, b) / T, False),
-        rows_of((), (N, D), (N, D)),
+        "score_nce(scores, positives=first) of each score, list_net(scores, ensemble)",
+        lambda T, a, b, s, c: m3(cos(a, b) / T, s / T, c / T, True),
+        lambda T, a, b, s, c: m3(cos(a, b) / T, s / T, c / T, False),
+        rows_of((), (N, D), (N * GROUP, D), (N, N * GROUP), (N, N * GROUP)),
         "The dense part alone is info_nce. Scores are given: their N x M matrix exists.",
         stops_gradient=True,
     ),
@@ -209,9 +228,15 @@ ROWS = [
         "DSE",
         2019,
         "(1 - a) * task + a * feature_mse(logits, teacher_logits, reduction='sum')",
-        lambda x: co.feature_mse(x, TEACHER_ROWS, reduction="sum"),
-        lambda x: ((x - TEACHER_ROWS) ** 2).sum(),
-        rows_of((N, D)),
+        lambda u, v, w: (
+            0.5 * F.cross_entropy(co.pair_features(u, v, product=True) @ w.T, CLASSES)
+            + 0.5
+            * co.feature_mse(
+                co.pair_features(u, v, product=True) @ w.T, TEACHER_ROWS, reduction="sum"
+            )
+        ),
+        dse,
+        rows_of((N, D), (N, D), (D, 4 * D)),
     ),
     Row(
         "002#21",
@@ -246,13 +271,14 @@ ROWS = [
         "002#54",
         "SCT",
         2023,
-        "similarity_divergence(p_b, queue, t_a, queue, temperature=.05, teacher_temperature=.04)",
-        lambda T, p, q: co.similarity_divergence(
-            p, q, *TEACHER, temperature=T, teacher_temperature=0.3
+        "similarity_divergence(p_b, queue, t_a, queue, ...) + similarity_divergence(p_a, ...)",
+        lambda T, a, b: sum(
+            co.similarity_divergence(p, queue, t, queue, temperature=T, teacher_temperature=0.3)
+            for p, t, queue in ((b, OWN[0], QUEUES[0]), (a, OWN[1], QUEUES[1]))
         ),
         sct,
         rows_of((), (N, D), (N, D)),
-        "One of its two sides; the symmetric loss is two calls.",
+        "One call a side, against that side's queue.",
     ),
     Row(
         "002#72",
@@ -307,8 +333,11 @@ ROWS = [
         "Distilled BiLSTM",
         2019,
         "a * cross_entropy + (1 - a) * feature_mse(logits, teacher_logits)",
-        lambda x: co.feature_mse(x, TEACHER_ROWS),
-        lambda x: ((x - TEACHER_ROWS) ** 2).sum(1).mean(),
+        lambda x: 0.3 * F.cross_entropy(x, CLASSES) + 0.7 * co.feature_mse(x, TEACHER_ROWS),
+        lambda x: (
+            -0.3 * x.softmax(1)[torch.arange(N), CLASSES].log().mean()
+            + 0.7 * ((x - TEACHER_ROWS) ** 2).sum(1).mean()
+        ),
         rows_of((N, D)),
         basis=PAPER,
     ),

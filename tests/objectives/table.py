@@ -54,6 +54,8 @@ Where published code and papers disagree, this is what the calls do:
 * FaceNet: `mining="semi-hard"` is deterministic; the popular port's looser rule, any negative with
   a positive loss, is `mining="violator"`.
 * GCSE's `decay_width` is in logits; AnglE's "tau" multiplies, as `scale` does.
+* miCSE's attention mutual information, DiffCSE's and other models' token losses, and GRACE's reward
+  (of which `Statistics` has the parts) are not functions of embeddings alone: no call here.
 * GTE: whether the pair counts once or twice in the joint denominator is not public; twice as the
   formula is written, `pair_counts=1` for once.
 """
