@@ -14,6 +14,9 @@ from torch import Tensor
 
 from . import tracing
 
+TEMPERATURES = (1e-30, 1e30)
+"""Beyond them a float32 holds no quotient of a similarity by the temperature."""
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -64,6 +67,15 @@ def positive_number(name: str, value: Any) -> float:
     result = number(name, value)
     if result <= 0:
         raise ValueError(f"{name}: got {value!r}, expected a positive finite number")
+    return result
+
+
+def temperature(name: str, value: Any) -> float:
+    """A number in :data:`TEMPERATURES`."""
+    result = positive_number(name, value)
+    low, high = TEMPERATURES
+    if not low <= result <= high:
+        raise ValueError(f"{name}: got {value!r}, expected a number in [{low:g}, {high:g}]")
     return result
 
 

@@ -13,9 +13,6 @@ from . import check
 from .problem import DEFAULT_WORKSPACE_BYTES, PRECISIONS, SLACK_ULPS, Operands, SimilarityProblem
 from .similarity import unit_rows
 
-TEMPERATURES = (1e-30, 1e30)
-"""Beyond them a float32 holds no quotient of a similarity by the temperature."""
-
 
 def describe(
     query: Tensor,
@@ -58,13 +55,7 @@ def describe(
     if isinstance(temperature, Tensor):
         temperature_tensor = check.positive_scalar("temperature", temperature, query.device)
     else:
-        number = check.positive_number("temperature", temperature)
-        if not TEMPERATURES[0] <= number <= TEMPERATURES[1]:
-            raise ValueError(
-                f"temperature: got {temperature!r}, expected a number in "
-                f"[{TEMPERATURES[0]:g}, {TEMPERATURES[1]:g}]"
-            )
-        scale = 1.0 / number
+        scale = 1.0 / check.temperature("temperature", temperature)
 
     operands = Operands(query, key, None, None, temperature_tensor, None, positives)
     if query_ids is not None or key_ids is not None:

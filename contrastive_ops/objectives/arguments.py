@@ -104,7 +104,7 @@ def divisor(
     """1 / temperature for a number, or 1 and the checked 0-dim tensor."""
     if isinstance(temperature, Tensor):
         return 1.0, check.positive_scalar(name, temperature, like.device)
-    return 1.0 / check.positive_number(name, temperature), None
+    return 1.0 / check.temperature(name, temperature), None
 
 
 def inverse_temperature(

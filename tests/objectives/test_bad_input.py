@@ -42,6 +42,8 @@ for _name in VALID:
             CASES.append((_name, _parameter.name, "no", ValueError))
         if "Number" in _kind and "Sequence" not in _kind:
             CASES += [(_name, _parameter.name, bad, ValueError) for bad in ("one", math.nan)]
+        if "temperature" in _parameter.name and _parameter.name != "kl_temperature":
+            CASES.append((_name, _parameter.name, 1e-40, ValueError))
         if _kind == "Reduction" or "Literal" in _kind or _kind in ("Distance", "Mining"):
             CASES.append((_name, _parameter.name, "nonsense", ValueError))
         if _kind in ("Tensor", "Tensor | None"):
