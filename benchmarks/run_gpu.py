@@ -361,7 +361,7 @@ def run_sanitizer(report: Line, keep: Callable[[], None], seconds: float, rehear
     if tool is None or rehearse:
         report["sanitizer"] = (
             "compute-sanitizer is not installed here: memory is guarded by NaN around operands and "
-            "patterns around outputs alone (checks named guards)"
+            "around every buffer alone (checks named guards)"
         )
         print(report["sanitizer"])
         keep()

@@ -179,7 +179,8 @@ _TABLE: dict[tuple[str, str, str], Tile] = {
     ("sm_100", "16", "screened"): Tile(128, 64, 64, 8, 4, bulk=True),
     ("sm_100", "16", "guided"): Tile(64, 64, 64, 8, 3, bulk=True),
     ("sm_100", "16", "crowded"): Tile(64, 32, 64, 8, 3, bulk=True),
-    ("sm_100", "ieee", "guided"): Tile(64, 32, 32, 8, 4),
+    ("sm_100", "ieee", "guided"): Tile(64, 64, 16, 8, 4),
+    ("sm_100", "tf32", "plain"): Tile(64, 128, 32, 8, 4),
     ("sm_100", "tf32x3", "surveyed"): Tile(64, 32, 32, 8, 4),
     ("sm_100", "tf32", "surveyed"): Tile(64, 32, 32, 8, 4),
 }
