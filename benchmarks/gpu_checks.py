@@ -14,15 +14,25 @@ from contrastive_ops import info_nce
 
 from .gpu_cases import Check, generator
 
-SITUATIONS = ("plain", "T a tensor", "positives", "guide", "own negatives", "ids, margin", "apart")
+SITUATIONS = (
+    "plain",
+    "T a tensor",
+    "positives",
+    "guide",
+    "own negatives",
+    "ids, margin",
+    "apart",
+    "statistics",
+)
 """What changes which kernels and which library calls run."""
-WIDE_BYTES = 40 << 30
-"""Of memory that a GPU has to have for keys with more than 2**31 entries."""
+LARGE_BYTES = 70 << 30
+"""Of memory that a GPU has to have for checks beyond 2**31, several of which run at once."""
 
 
 def device_checks(device: str) -> Iterator[Check]:
     """Checks that only a GPU can make; on the CPU, in the interpreter, those that can run there."""
     graphs = device == "cuda"
+    large = not graphs or torch.cuda.get_device_properties(0).total_memory > LARGE_BYTES
     for symmetric in (False, True):
         way = "two-way" if symmetric else "one-way"
         for situation in SITUATIONS if graphs else ():
@@ -33,7 +43,7 @@ def device_checks(device: str) -> Iterator[Check]:
             )
             yield f"CUDA graph: {title}", partial(check_graph, symmetric, situation)
         n = 49152 if graphs else 128
-        for dtype in (torch.bfloat16, torch.float16):
+        for dtype in (torch.bfloat16, torch.float16) if large else ():
             title = f"coefficients beyond 2**31: {way}, {str(dtype)[6:]}"
             yield title, partial(check_large, symmetric, n, dtype, device)
         for precision, tolerance in (("ieee", 2e-6), ("tf32x3", 4e-6), ("tf32", 5e-3)):
@@ -43,7 +53,7 @@ def device_checks(device: str) -> Iterator[Check]:
             )
 
     shape = (600_000, 4096) if graphs else (640, 64)
-    if not graphs or torch.cuda.get_device_properties(0).total_memory > WIDE_BYTES:
+    if large:
         yield "entries beyond 2**31", partial(check_wide, *shape, device)
     if graphs and torch.cuda.device_count() > 1:
         yield "not the current device", check_other_device
@@ -80,6 +90,8 @@ def _situation(name: str, symmetric: bool, n: int, width: int) -> tuple[list[Ten
         options |= {"query_ids": index // 2, "key_ids": index // 2, "false_negative_margin": 0.1}
     elif name == "apart":
         options["reduction"] = "none"
+    elif name == "statistics":
+        options["statistics"] = [].append
 
     def step() -> Tensor:
         for x in leaves:

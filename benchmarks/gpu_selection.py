@@ -21,7 +21,8 @@ K = 32
 
 
 def plans(dtype: torch.dtype, precision: str) -> Iterator[Planned]:
-    """A span's kernels: of the 16-bit scan, and of the float32 products after it."""
+    """A span's kernels: of the 16-bit scan, and (float32) of the products of listed groups that may
+    come after it."""
     if precision != "ieee" or dtype == torch.float16:  # the scan of bfloat16 rows is in float16
         return
     n, m, width = 4096, 65536, 768
@@ -48,12 +49,13 @@ def _launch(n: int, m: int, width: int, dtype: torch.dtype, exclude: bool, l2: b
         span.steps = 2
     cap = empty(n, of=torch.float32) if exclude else None
     listed = empty(n * K, of=torch.int64)
-    scan = torch.float16 if dtype == torch.bfloat16 else torch.float32
-    products = Products(span, scan)
-    products.maxima(cap)
-    tiles = n * K // products.values_tile.block_m
-    each = [empty(tiles, of=torch.int64) for _ in range(3)]
-    products.values_by_tile(listed, each[0], each[1], each[2], cap)
+    scan = Products(span, torch.float16)
+    scan.maxima(cap)
+    fine = [Products(span, torch.float32)] if dtype == torch.float32 else []
+    for products, limit in ((scan, cap), *((product, None) for product in fine)):
+        tiles = n * K // products.values_tile.block_m
+        each = [empty(tiles, of=torch.int64) for _ in range(3)]
+        products.values_by_tile(listed, each[0], each[1], each[2], limit)
     span.exact(listed, listed)
 
 

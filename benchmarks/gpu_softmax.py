@@ -147,7 +147,12 @@ def _exact(n: int, symmetric: bool) -> Loss | None:
     GPU's float64 does in a few seconds."""
     if n <= ERROR_ROWS:
         return partial(dense, symmetric=symmetric)
-    options = {"temperature": TEMPERATURE, "symmetric": symmetric, "backend": "torch"}
+    options = {
+        "temperature": TEMPERATURE,
+        "symmetric": symmetric,
+        "backend": "torch",
+        "workspace_bytes": 4 << 30,
+    }
     return partial(info_nce, **options) if n <= DENSE_ROWS else None  # type: ignore[arg-type]
 
 

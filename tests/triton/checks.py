@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
+from unittest import mock
 
 import dense
 import numpy as np
 import torch
 from cases import CASES, N, normal
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from contrastive_ops import info_nce
-from contrastive_ops.engine import backends
+from contrastive_ops.engine import backends, gpu
 
 Check = tuple[str, Callable[[], None]]
 SINGLE = [torch.float32, torch.bfloat16, torch.float16]
@@ -274,7 +276,8 @@ def check_layouts(dtype, symmetric, device) -> None:
 
 
 def check_guards(dtype, symmetric, device) -> None:
-    """NaN around the operands changes nothing; nothing around them is written."""
+    """NaN around the operands, and in and around every buffer that the backend makes, changes
+    nothing; nothing around them is written."""
     plain = related(33, 35, 17, dtype, device)
     buffers = []
     for x in plain:
@@ -289,6 +292,42 @@ def check_guards(dtype, symmetric, device) -> None:
         assert a.isfinite().all()
     for buffer, copy in zip(buffers, copies, strict=True):
         assert torch.equal(buffer.nan_to_num(nan=7.0), copy.nan_to_num(nan=7.0))
+    guarded = Guarded()
+    with mock.patch.object(gpu, "_on", return_value=guarded):  # entered around all it does
+        found = gradients(plain, **options)
+    assert len(guarded.buffers) > 10
+    for a, b in zip(found, actual, strict=True):
+        assert torch.equal(a, b)
+    for buffer in guarded.buffers:
+        assert (buffer[:ROOM] == 255).all()
+        assert (buffer[-ROOM:] == 255).all()
+
+
+ROOM = 256
+"""Bytes before and after a buffer."""
+
+
+class Guarded(TorchDispatchMode):
+    """Puts every new buffer between bytes of 255, and fills it with them: NaN, or -1."""
+
+    made = (
+        torch.ops.aten.empty.memory_format,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.empty_like.default,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = function(*args, **(kwargs or {}))
+        if function not in self.made:
+            return found
+        size = found.numel() * found.element_size()
+        buffer = torch.full((size + 2 * ROOM,), 255, dtype=torch.uint8, device=found.device)
+        self.buffers.append(buffer)
+        return buffer[ROOM : ROOM + size].view(found.dtype).view(found.shape)
 
 
 def check_zero_rows(dtype, symmetric, device) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-import triton
 from torch import Tensor
 
 from ...kernels import config, rows
 from ..problem import Gradients, Wanted, Weight
 from . import passes, products
 from .passes import Kept, Settled
-from .prepared import NORM_TARGET, Block, Job, Rows, row_programs, row_warps
+from .prepared import NORM_TARGET, Block, Job, Rows, power_of_two, row_programs, row_warps
 
 STRIPES = 16
 """Of one set against itself, exponentials are kept in about this many stripes, each of which wastes
@@ -254,7 +253,7 @@ class Outputs:
         assert self.settled.row is not None
         offset, amount, even = self.settled.row
         bias = job.operands.own_bias
-        block = triton.next_power_of_2(job.query.padded)
+        block = power_of_two(job.query.padded)
         rows.own_gradient[(end - begin,)](
             job.query.data,
             job.query.inverse,

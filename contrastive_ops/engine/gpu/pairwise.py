@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from ...kernels import pairwise as pairwise_kernel
 from ..problem import Gradients, Wanted, Weight, bias_of
 from . import passes
 from .gradients import Chunks, Outputs, scaling_of
-from .prepared import Block, Job
+from .prepared import Block, Job, cdiv
 
 
 def losses(job: Job) -> Tensor:
@@ -91,7 +90,7 @@ def _pass(
     """(3, rows) sums, and z."""
     tile = passes.tile_of(job, block, "screened")
     height, width = rows_here[1] - rows_here[0], columns[1] - columns[0]
-    tiles_m, tiles_n = triton.cdiv(height, tile.block_m), triton.cdiv(width, tile.block_n)
+    tiles_m, tiles_n = cdiv(height, tile.block_m), cdiv(width, tile.block_n)
     parts = torch.empty((3, tiles_n, height), dtype=torch.float32, device=job.query.data.device)
     arguments = passes.tile_arguments(job, block, tile)
     for name in ("log2_count", "RANGE"):

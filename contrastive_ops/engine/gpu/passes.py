@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ...kernels import coefficients as coefficients_kernel
@@ -16,7 +15,7 @@ from ...kernels import combine, config, rows
 from ...kernels import kept as kept_kernel
 from ...kernels import statistics as statistics_kernel
 from . import prepared
-from .prepared import NORM_TARGET, Block, Job, interpreted
+from .prepared import NORM_TARGET, Block, Job, cdiv, interpreted, power_of_two
 
 STATE_KINDS = 5
 """float64, O(N) numbers each; see `kernels.combine.close`."""
@@ -177,7 +176,7 @@ def stripes(
     m = block.rows.count
     width = min(tile.block_n for tile in tiles)
     height = min(tile.block_m for tile in tiles)
-    a_row = 4 * _planes(job) * (triton.cdiv(m, width) + (m / height) * columns)
+    a_row = 4 * _planes(job) * (cdiv(m, width) + (m / height) * columns)
     room = job.problem.workspace_bytes / (PARTS_SHARE if keeps else 1)
     step = max(side, int(room / a_row) // side * side)
     n = job.query.count
@@ -213,7 +212,7 @@ def measure(
     count, m = end - begin, block.rows.count - left
     tops, width = None, 0
     for bounded, check, tile in variants(job, block, levered=job.levered):
-        tiles_m, tiles_n = triton.cdiv(count, tile.block_m), triton.cdiv(m, tile.block_n)
+        tiles_m, tiles_n = cdiv(count, tile.block_m), cdiv(m, tile.block_n)
         parts = _parts(job, tiles_n, count)
         column_parts = None if column_state is None else _parts(job, tiles_m, m)
         arguments = tile_arguments(job, block, tile)
@@ -249,12 +248,12 @@ def measure(
             "BLOCK": ENTRIES,
             "num_warps": CLOSING_WARPS,
         }
-        combine.close[(triton.cdiv(count, ENTRIES),)](
+        combine.close[(cdiv(count, ENTRIES),)](
             parts, row_state, job.summary, tiles=tiles_n, begin=begin, count=count,
             whole=row_state.shape[1], RUNNING=add, **shared,
         )  # fmt: skip
         if column_state is not None:
-            combine.close[(triton.cdiv(m, ENTRIES),)](
+            combine.close[(cdiv(m, ENTRIES),)](
                 column_parts, column_state, job.summary if job.one_set else None, tiles=tiles_m,
                 begin=left, count=m, whole=column_state.shape[1],
                 RUNNING=begin > 0 or job.one_set, **shared,
@@ -279,7 +278,7 @@ def _parts(job: Job, tiles: int, count: int) -> Tensor:
 def _above(tiles_m: int, tiles_n: int, tile: config.Tile) -> int:
     """Programs of `kernels.tile.place_above`."""
     step = tile.group * tile.block_m // tile.block_n
-    bands = range(triton.cdiv(tiles_m, tile.group))
+    bands = range(cdiv(tiles_m, tile.group))
     return sum(
         min(tile.group, tiles_m - tile.group * band) * (tiles_n - step * band) for band in bands
     )
@@ -294,7 +293,7 @@ def measure_own(
     n, h, width = own.shape
     count = (n if end is None else end) - begin
     parts = torch.empty((max(6, _planes(job)), count), dtype=torch.float32, device=own.device)
-    block = triton.next_power_of_2(job.query.padded)
+    block = power_of_two(job.query.padded)
     rows.own_logits[(count,)](
         job.query.data,
         job.query.inverse,
@@ -315,7 +314,7 @@ def measure_own(
         num_warps=max(8, prepared.row_warps(block)),
         **job.scaling,
     )
-    combine.close[(triton.cdiv(count, ENTRIES),)](
+    combine.close[(cdiv(count, ENTRIES),)](
         parts, row_state, job.summary, offset=0.0, tiles=1, begin=begin, count=count, whole=n,
         STATIC=False, SMOOTHING=job.problem.label_smoothing > 0, LEVER=job.levered, RUNNING=add,
         CHECK=False, RANGE=job.range, log2_count=0.0, **job.scaling, BLOCK=ENTRIES,
@@ -351,7 +350,7 @@ def settle(
     static = static and job.bounded is not False
     last = max(end, m) if job.two_way and gradients else end
     row, column = done.row or (None,) * 3, done.column or (None,) * 3
-    combine.settle[(triton.cdiv(last - begin, ENTRIES),)](
+    combine.settle[(cdiv(last - begin, ENTRIES),)](
         row_state,
         column_state,
         job.similarity,
@@ -429,7 +428,7 @@ def write_coefficients(
     for bounded, check, tile in runs:
         if only_unbounded and bounded:
             continue
-        grid = (triton.cdiv(height, tile.block_m) * triton.cdiv(width, tile.block_n),)
+        grid = (cdiv(height, tile.block_m) * cdiv(width, tile.block_n),)
         arguments = tile_arguments(job, block, tile)
         coefficients_kernel.coefficients[grid](
             **arguments,
@@ -479,7 +478,7 @@ def rescale(
         if (both and not bounded) or (not both and bounded and even is None):
             continue
         width = min(128, 128 if bounded else tile_width)
-        grid = (triton.cdiv(rows_here, RESCALED_ROWS) * triton.cdiv(columns, width),)
+        grid = (cdiv(rows_here, RESCALED_ROWS) * cdiv(columns, width),)
         kept_kernel.rescale[grid](
             kept.values,
             kept.values.stride(0),

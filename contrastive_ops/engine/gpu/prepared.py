@@ -21,6 +21,16 @@ NORM_TARGET = {torch.float16: 10}
 SMALL_PAIRS = 1 << 20
 
 
+def cdiv(count: int, size: int) -> int:
+    """How many of that size; Triton's own takes microseconds, which a small batch feels."""
+    return -(-count // size)
+
+
+def power_of_two(least: int) -> int:
+    """The first that is at least that."""
+    return 1 << (least - 1).bit_length()
+
+
 @functools.cache
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter."""
@@ -121,7 +131,7 @@ class Job:
         """Whether sums for the temperature's gradient are taken."""
         return self.operands.temperature is not None
 
-    @property
+    @functools.cached_property
     def log2_count(self) -> float:
         """log2 of the longest sum."""
         return math.log2(max(self.query.count, *(block.rows.count for block in self.blocks), 1))
@@ -135,7 +145,7 @@ class Job:
     def range(self) -> float:
         return config.KEPT_RANGE if self.keeps else config.RANGE
 
-    @property
+    @functools.cached_property
     def bounded(self) -> bool | None:
         """Whether the static offset serves; None where only the device knows the temperature."""
         biased = any(block.bias is not None for block in self.blocks)
@@ -227,10 +237,10 @@ def prepare(problem: SimilarityProblem, operands: Operands, summary: Tensor | No
 def row_programs(count: int, padded: int) -> tuple[tuple[int], dict[str, int]]:
     """Grid, block shape and warps of a row-wise kernel: 8 KiB of float32 a program, at least one
     row."""
-    block = triton.next_power_of_2(padded)
+    block = power_of_two(padded)
     height = 16 if interpreted() else max(1, min(16, 2048 // block))
     shape = {"ROWS": height, "BLOCK": block, "num_warps": row_warps(block)}
-    return (triton.cdiv(count, height),), shape
+    return (cdiv(count, height),), shape
 
 
 def row_warps(block: int) -> int:
@@ -241,7 +251,7 @@ def row_warps(block: int) -> int:
 def _rows(x: Tensor, problem: SimilarityProblem) -> Rows:
     x = x.detach()
     block = config.depth_block(x.element_size(), interpreted())
-    padded = triton.cdiv(x.shape[1], block) * block
+    padded = cdiv(x.shape[1], block) * block
     data = x.new_empty((x.shape[0], padded))
     # Apart, so that both are aligned whatever their length: kernels are compiled for alignments.
     inverse, rescale = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))

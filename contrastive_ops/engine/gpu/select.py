@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ...kernels import config
@@ -26,7 +25,7 @@ from ..scores import row_measures, unpacked
 from ..select_torch import Block, merge
 from . import passes, prepared
 from .passes import descriptor
-from .prepared import interpreted, row_programs
+from .prepared import cdiv, interpreted, row_programs
 
 EXACT_PAIRS = 64
 NORM_BITS = 9
@@ -57,7 +56,7 @@ def _select(
     columns_at_once = max(1, min(m, budget // 2 // row_bytes))
     width = _width(columns_at_once, scores.shape[1])
     # Maxima, their bounds, and what is known of the groups.
-    groups = triton.cdiv(columns_at_once, width)
+    groups = cdiv(columns_at_once, width)
     rows_at_once = max(1, min(n, budget // 3 // (32 * groups + row_bytes)))
     scored = nan_rows = 0
     for column in range(0, m, columns_at_once):
@@ -97,7 +96,7 @@ class Side:
             rows = unpacked(rows, torch.int8)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
         square = rows.new_empty(len(rows), dtype=torch.float64)
-        kernels.squared_norms[(triton.cdiv(len(rows), EXACT_PAIRS),)](
+        kernels.squared_norms[(cdiv(len(rows), EXACT_PAIRS),)](
             rows, rows.stride(0), square, len(rows), rows.shape[1], ROWS=EXACT_PAIRS
         )
         factor, norm = row_measures(square, normalize)
@@ -107,7 +106,7 @@ class Side:
         """The rows as the scan multiplies them."""
         n, width = self.rows.shape
         unit = config.depth_block(dtype.itemsize, interpreted())
-        padded = triton.cdiv(width, unit) * unit
+        padded = cdiv(width, unit) * unit
         scale = torch.where(self.unit > 0, self.norm / self.unit, 0.0)  # of the rows as given
         usable = (scale > 0) & (self.norm < LARGE)
         exponent = torch.frexp(torch.where(usable, scale, 1.0)).exponent
@@ -202,7 +201,7 @@ class Products:
         bulk = tile.bulk or (interpreted() and passes.BULK_IN_THE_INTERPRETER)
         most = torch.empty((len(x), self.span.groups), device=x.device)
         lost = None if cap is None else torch.empty_like(most, dtype=torch.int32)
-        grid = (triton.cdiv(len(x), tile.block_m) * triton.cdiv(len(y), tile.block_n),)
+        grid = (cdiv(len(x), tile.block_m) * cdiv(len(y), tile.block_n),)
         kernels.group_maxima[grid](
             descriptor(x, tile.block_m, tile.block_k) if bulk else x,
             descriptor(y, tile.block_n, tile.block_k) if bulk else y,
@@ -261,7 +260,7 @@ class Span:
         self.budget = budget
         self.x, self.y, self.l2, self.width = x, y, block.metric == "l2", width
         self.first = block.first + column
-        self.groups = triton.cdiv(len(y.rows), width)
+        self.groups = cdiv(len(y.rows), width)
         self.out_begin = self.out_index = None
         self.steps = 0
         out = block.exclude.rows(rows.start, rows.stop)
@@ -392,7 +391,7 @@ class Span:
         """Scores of listed pairs."""
         x, y = self.x, self.y
         score = torch.empty(len(row), dtype=torch.float32, device=row.device)
-        kernels.pair_scores[(triton.cdiv(len(row), EXACT_PAIRS),)](
+        kernels.pair_scores[(cdiv(len(row), EXACT_PAIRS),)](
             x.rows, x.rows.stride(0), x.unit, y.rows, y.rows.stride(0), y.unit, row, column, score,
             len(row), x.rows.shape[1], L2=self.l2, ROWS=EXACT_PAIRS, enable_fp_fusion=False,
         )  # fmt: skip

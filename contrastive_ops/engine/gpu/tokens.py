@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 
 import torch
-import triton
 from torch import Tensor
 
 from ...kernels import config
@@ -17,7 +16,7 @@ from ...kernels import tokens as kernels
 from ..problem import SimilarityProblem
 from ..tokens import TokenProblem, Tokens
 from . import prepared
-from .prepared import Rows, interpreted
+from .prepared import Rows, cdiv, interpreted, power_of_two
 from .prepared import _rows as prepared_rows
 
 SORTED_BYTES = 40
@@ -40,7 +39,7 @@ def forward(problem: TokenProblem, tokens: Tokens) -> tuple[Tensor, Tensor]:
             "ieee",
             interpreted(),
         )
-        kernels.token_maxima[(triton.cdiv(n * length, tile.block_m) * m,)](
+        kernels.token_maxima[(cdiv(n * length, tile.block_m) * m,)](
             x.data,
             y.data,
             x.inverse,
@@ -74,8 +73,8 @@ def backward(
     with _on(tokens):
         x, y = _prepared(problem, tokens)
         share = (grad.float() * _weight(problem, tokens)).contiguous()
-        block = min(128, triton.next_power_of_2(dim))
-        across = triton.cdiv(dim, block)
+        block = min(128, power_of_two(dim))
+        across = cdiv(dim, block)
         found: list[Tensor | None] = [None, None]
         if wanted[0]:
             pulled = share.new_empty((n * length, dim))
