@@ -11,6 +11,8 @@
 template <class P>
 constexpr int64_t column_part = most_columns / P::pack;  // columns whose P lies in one piece
 
+constexpr int64_t rows_ahead = 3;  // are fetched: what a scan kept has left the nearer caches
+
 // Coefficients as operands of the products, a tile at `tile`.
 template <class P, class Acc>
 inline const typename P::Unit* coefficients_by_row(const Acc* tile, int64_t row) {
@@ -84,15 +86,18 @@ void write_coefficients(const S& st, const Stripe& stripe, const Tile<typename S
   const ColumnSoftmax<Acc> column = {st.column_factor + tile.begin, st.column_lse + tile.begin,
                                      st.column_smooth + tile.begin};
   const auto at = [&](int64_t r, int64_t j) {
+    __builtin_prefetch(kept + (r + rows_ahead) * tile_stride + j);
     const Vec<Acc> t = load_as<Acc>(kept + r * tile_stride + j);
     const Vec<Acc> column_t = two ? load_as<Acc>(column_kept + r * tile_stride + j) : t;
     return coefficients<bounded, two, Acc>(t, column_t, st.softmax[stripe.begin + r], column, j,
                                            smoothing);
   };
   if constexpr (!S::pairs) {
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = 0; j < columns; j += lanes<Acc>) store(out + r * tile_stride + j, at(r, j));
-    }
+    with_columns(columns, [&](auto width) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t j = 0; j < width; j += lanes<Acc>) store(out + r * tile_stride + j, at(r, j));
+      }
+    });
   } else {
 #if ISA_BF16
     Acc post[most_columns];

@@ -18,13 +18,15 @@ template <class S>
 void scale_strip(const Strip<S>& strip, const typename S::Acc* from,
                  const typename S::Acc* column_post) {
   using Acc = typename S::Acc;
-  for (int64_t r = 0; r < strip.rows; ++r) {
-    Acc* s = strip.s + r * tile_stride;
-    const Acc factor = strip.st.c * strip.st.x_scale[strip.row + r].post;
-    for (int64_t j = 0; j < strip.columns; j += lanes<Acc>) {
-      store(s + j, load(from + r * tile_stride + j) * factor * load(column_post + j));
+  with_columns(strip.columns, [&](auto columns) {
+    for (int64_t r = 0; r < strip.rows; ++r) {
+      Acc* s = strip.s + r * tile_stride;
+      const Acc factor = strip.st.c * strip.st.x_scale[strip.row + r].post;
+      for (int64_t j = 0; j < columns; j += lanes<Acc>) {
+        store(s + j, load(from + r * tile_stride + j) * factor * load(column_post + j));
+      }
     }
-  }
+  });
 }
 
 template <class S>

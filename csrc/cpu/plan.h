@@ -16,6 +16,14 @@ constexpr int64_t apart_bytes = 400 << 10;  // of packed queries: half of a seco
 constexpr int64_t most_prefixes = 32;
 constexpr int64_t direct_rows = 16;
 
+// Calls f(columns), with a constant for a full tile: unrolled, a loop over a row has no end to be
+// guessed wrong, and the next row's begins while this one's sums are still under way.
+template <class F>
+inline void with_columns(int64_t columns, F&& f) {
+  if (columns == most_columns) return f(std::integral_constant<int64_t, most_columns>{});
+  f(columns);
+}
+
 template <class Acc>
 struct RowScale;
 

@@ -84,56 +84,82 @@ void sum_level_losses(const S& st) {
   }
 }
 
+// What the coefficients of a tile take from a prefix, and where they go.
+template <class Acc>
+struct LevelTile {
+  const RowSoftmax<Acc>* softmax;  // of the stripe's rows
+  const RowScale<Acc>* x_scale;
+  const Acc* y_post;
+  Acc *plane, *row_sum;
+};
+
 // From the kept logits of all planes of a tile to its coefficients A, and the tile's part of the
-// sums of P t over rows and columns.
-template <class S>
-void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<typename S::Acc>& tile,
-                              int64_t local) {
-  using Acc = typename S::Acc;
+// sums of P t over rows (`row_sum`) and columns.
+template <bool smoothing, class Policy, class Acc, class Width>
+void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Width width,
+                  Vec<Acc> (*column_sum)[most_columns / lanes<Acc>]) {
   using V = Vec<Acc>;
   constexpr int n = lanes<Acc>;
-  constexpr int most = most_columns / n;
-  const bool smoothing = st.p.smoothing > 0;
-  const int vectors = int(divide_up(tile.count, n));
   const V left_out = splat(-infinity<Acc>);
-  const bool is_key = tile.side == &st.keys;
   [[maybe_unused]] Acc ones[most_columns];
   for (Acc& one : ones) one = 1;
-  // Rows outside, levels within: the sums A of a row (a pair of rows) stay at hand.
-  const auto add_level = [&](const S& level, int64_t r, const Acc* plane, V* a, V* columns) {
-    const auto& softmax = level.softmax[stripe.begin + r];
-    const V x_post = splat(level.x_scale[stripe.begin + r].post);
-    const Acc* y_post = level.column_post + tile.index * st.tile_columns;
+  const auto add_level = [&](const LevelTile<Acc>& level, int64_t r, V* a, V* columns) {
+    const RowSoftmax<Acc> softmax = level.softmax[r];
+    const V x_post = splat(level.x_scale[r].post);
+    const Acc *kept = level.plane + r * tile_stride, *y_post = level.y_post;
     V row_sum = {};
-    for (int v = 0; v < vectors; ++v) {
-      const V t = load(plane + r * tile_stride + v * n);
+    for (int64_t j = 0; j < width; j += n) {
+      __builtin_prefetch(kept + rows_ahead * tile_stride + j);
+      const V t = load(kept + j);
       V p = exp2(t - softmax.lse) * softmax.factor;
       const auto out = t == left_out;
-      if (smoothing) p -= out ? V{} : splat(softmax.smooth);
+      if constexpr (smoothing) p -= out ? V{} : splat(softmax.smooth);
       const V product = out ? V{} : p * t;
       row_sum += product;
-      columns[v] += product;
-      a[v] += p * x_post * load(y_post + v * n);
+      columns[j / n] += product;
+      a[j / n] += p * x_post * load(y_post + j);
     }
-    level.part_sum[tile.index * st.rows + r] = Acc(sum_lanes<Acc>(row_sum));
+    level.row_sum[r] = Acc(sum_lanes<Acc>(row_sum));
   };
-  V columns[most_prefixes][most] = {};
-  for (int64_t r = 0; r < stripe.rows; r += S::Policy::pack) {
-    V a[most] = {};
-    [[maybe_unused]] V b[most] = {};
-    for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
-      Acc* plane = st.work_tile(local, int(l));
-      add_level(st.level[l], r, plane, a, columns[l]);
-      if constexpr (S::Policy::pack == 1) {
-        for (int v = 0; v < vectors; ++v) store(plane + r * tile_stride + v * n, a[v]);
+  // Rows outside, levels within: the sums A of a row (a pair of rows) stay at hand.
+  for (int64_t r = 0; r < rows; r += Policy::pack) {
+    V a[most_columns / n] = {};
+    [[maybe_unused]] V b[most_columns / n] = {};
+    for (int64_t l = count - 1; l >= 0; --l) {
+      const LevelTile<Acc>& level = levels[l];
+      add_level(level, r, a, column_sum[l]);
+      if constexpr (Policy::pack == 1) {
+        for (int64_t j = 0; j < width; j += n) store(level.plane + r * tile_stride + j, a[j / n]);
       } else {
 #if ISA_BF16
-        if (r + 1 < stripe.rows) add_level(st.level[l], r + 1, plane, b, columns[l]);
-        write_pairs(a, b, vectors, Acc(1), Acc(1), ones, plane, r);
+        if (r + 1 < rows) add_level(level, r + 1, b, column_sum[l]);
+        write_pairs(a, b, int(width / n), Acc(1), Acc(1), ones, level.plane, r);
 #endif
       }
     }
   }
+}
+
+template <class S>
+void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<typename S::Acc>& tile,
+                              int64_t local) {
+  using Acc = typename S::Acc;
+  constexpr int n = lanes<Acc>;
+  const bool is_key = tile.side == &st.keys;
+  Vec<Acc> columns[most_prefixes][most_columns / n] = {};
+  LevelTile<Acc> levels[most_prefixes];
+  for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+    const S& level = st.level[l];
+    levels[l] = {level.softmax + stripe.begin, level.x_scale + stripe.begin,
+                 level.column_post + tile.index * st.tile_columns, st.work_tile(local, int(l)),
+                 level.part_sum + tile.index * st.rows};
+  }
+  with_columns(round_up(tile.count, n), [&](auto width) {
+    const auto run = st.p.smoothing > 0
+                         ? write_levels<true, typename S::Policy, Acc, decltype(width)>
+                         : write_levels<false, typename S::Policy, Acc, decltype(width)>;
+    run(levels, st.p.prefix_count, stripe.rows, width, columns);
+  });
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const auto& side = is_key ? st.level[l].keys : st.level[l].negatives;
     for (int64_t j = 0; j < tile.count; ++j) {

@@ -49,8 +49,11 @@ void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::
 
   if (st.p.pairwise) {
     const int64_t at = tile.index * st.rows + (strip.row - strip.stripe.begin);
-    return pairwise_statistics(strip.s, factor, Acc(double(st.p.bias) * log2e), strip.rows,
-                               strip.columns, st.part_sum + at, st.part_max + at, kept);
+    const Acc offset = Acc(double(st.p.bias) * log2e);
+    return with_columns(strip.columns, [&](auto columns) {
+      pairwise_statistics(strip.s, factor, offset, strip.rows, columns, st.part_sum + at,
+                          st.part_max + at, kept);
+    });
   }
 
   const int64_t at_row = tile.index * st.rows + (strip.row - strip.stripe.begin);
@@ -72,23 +75,23 @@ void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::
                                     first,
                                     kept,
                                     column_kept};
-  if constexpr (std::is_same_v<Kept, Acc>) {
-    if (st.is_level && st.bounded) {
-      return bounded_logits<Acc>(strip.s, strip.rows, strip.columns, out.row_sum, kept);
+  with_columns(strip.columns, [&](auto columns) {
+    if constexpr (std::is_same_v<Kept, Acc>) {
+      if (st.is_level && st.bounded) {
+        return bounded_logits(strip.s, strip.rows, columns, out.row_sum, kept);
+      }
     }
-  }
-  const int planes = own_columns ? 2 : by_columns ? 1 : 0;
-  if (st.bounded) {
-    const auto run = planes == 0   ? bounded_statistics<0, Acc, Kept>
-                     : planes == 1 ? bounded_statistics<1, Acc, Kept>
-                                   : bounded_statistics<2, Acc, Kept>;
-    run(strip.s, column_s, factor, strip.rows, strip.columns, out);
-  } else {
-    const auto run = planes == 0   ? maximum_statistics<0, Acc, Kept>
-                     : planes == 1 ? maximum_statistics<1, Acc, Kept>
-                                   : maximum_statistics<2, Acc, Kept>;
-    run(strip.s, column_s, factor, strip.rows, strip.columns, out);
-  }
+    const auto run = [&](auto planes) {
+      if (st.bounded) {
+        bounded_statistics<planes>(strip.s, column_s, factor, strip.rows, columns, out);
+      } else {
+        maximum_statistics<planes>(strip.s, column_s, factor, strip.rows, columns, out);
+      }
+    };
+    if (own_columns) return run(std::integral_constant<int, 2>{});
+    if (by_columns) return run(std::integral_constant<int, 1>{});
+    run(std::integral_constant<int, 0>{});
+  });
 }
 
 // One task. `strips` are the stripe's packed rows, `yt` the tile's packed panels; `kept` and

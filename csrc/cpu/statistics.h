@@ -15,9 +15,9 @@ struct StripResults {
 };
 
 // column_planes: 0 one direction; 1 columns see the same strip as rows; 2 they see `column_s`.
-template <int column_planes, class Acc, class Kept>
+template <int column_planes, class Acc, class Kept, class Columns>
 void bounded_statistics(const Acc* s, const Acc* column_s, Acc factor, int64_t rows,
-                        int64_t columns, const StripResults<Acc, Kept>& out) {
+                        Columns columns, const StripResults<Acc, Kept>& out) {
   using V = Vec<Acc>;
   for (int64_t r = 0; r < rows; ++r) {
     V sum = {};
@@ -40,8 +40,8 @@ void bounded_statistics(const Acc* s, const Acc* column_s, Acc factor, int64_t r
 }
 
 // Bounded, but the logits are kept.
-template <class Acc>
-void bounded_logits(const Acc* t, int64_t rows, int64_t columns, Acc* row_sum, Acc* kept) {
+template <class Acc, class Columns>
+void bounded_logits(const Acc* t, int64_t rows, Columns columns, Acc* row_sum, Acc* kept) {
   for (int64_t r = 0; r < rows; ++r) {
     Vec<Acc> sum = {};
     for (int64_t j = 0; j < columns; j += lanes<Acc>) {
@@ -73,10 +73,11 @@ void running_column_statistics(const Acc* t, int64_t rows, int64_t columns,
   }
 }
 
-template <int column_planes, class Acc, class Kept>
-void maximum_statistics(Acc* s, Acc* column_s, Acc factor, int64_t rows, int64_t columns,
+template <int column_planes, class Acc, class Kept, class Columns>
+void maximum_statistics(Acc* s, Acc* column_s, Acc factor, int64_t rows, Columns columns,
                         const StripResults<Acc, Kept>& out) {
   using V = Vec<Acc>;
+  // All maxima before all sums: a sum waits for its row's, and meanwhile there are the others'.
   for (int64_t r = 0; r < rows; ++r) {
     Acc* t = s + r * tile_stride;
     V most = splat(-infinity<Acc>);
@@ -86,11 +87,14 @@ void maximum_statistics(Acc* s, Acc* column_s, Acc factor, int64_t rows, int64_t
       if (out.kept) store_as(out.kept + r * tile_stride + j, v);
       most = vmax(v, most);
     }
-    const Acc largest = max_lanes<Acc>(most);
-    const Acc base = largest == -infinity<Acc> ? Acc(0) : largest;
+    out.row_max[r] = max_lanes<Acc>(most);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const Acc base = out.row_max[r] == -infinity<Acc> ? Acc(0) : out.row_max[r];
     V sum = {};
-    for (int64_t j = 0; j < columns; j += lanes<Acc>) sum += exp2(load(t + j) - base);
-    out.row_max[r] = largest;
+    for (int64_t j = 0; j < columns; j += lanes<Acc>) {
+      sum += exp2(load(s + r * tile_stride + j) - base);
+    }
     out.row_sum[r] = Acc(sum_lanes<Acc>(sum));
   }
   if constexpr (column_planes == 1) running_column_statistics(s, rows, columns, out);
@@ -108,8 +112,8 @@ void maximum_statistics(Acc* s, Acc* column_s, Acc factor, int64_t rows, int64_t
 
 // No softmax: the sums of softplus (in units of log 2) and of sigmoid over each row; the sigmoids,
 // which are the gradient already, are kept.
-template <class Acc, class Kept>
-void pairwise_statistics(const Acc* s, Acc factor, Acc offset, int64_t rows, int64_t columns,
+template <class Acc, class Kept, class Columns>
+void pairwise_statistics(const Acc* s, Acc factor, Acc offset, int64_t rows, Columns columns,
                          Acc* softplus_sum, Acc* sigmoid_sum, Kept* kept) {
   using V = Vec<Acc>;
   const V one = splat(Acc(1));

@@ -78,23 +78,45 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
+// Elements [first, first + n / 2) of the n of v, as a vector of half the size.
+template <int first, class V, int... i>
+inline auto half_of(V v, std::integer_sequence<int, i...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(v, v, (first + i)...);
+#else
+  using T = std::remove_reference_t<decltype(v[0])>;
+  typedef T Half __attribute__((vector_size(sizeof(V) / 2)));
+  return Half{v[first + i]...};
+#endif
+}
+// All elements joined, halves onto halves: elements that are named one by one would be extracted,
+// converted and joined one by one.
+template <class V, class F>
+inline auto fold(V v, F&& join) {
+  constexpr int half = sizeof(V) / sizeof(v[0]) / 2;
+  if constexpr (half == 1) {
+    return join(v[0], v[1]);
+  } else {
+    using Sequence = std::make_integer_sequence<int, half>;
+    return fold(join(half_of<0>(v, Sequence{}), half_of<half>(v, Sequence{})), join);
+  }
+}
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-  double s[lanes<T>];
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes<T>; ++i) s[i] = double(v[i]);
-#pragma GCC unroll 4
-  for (int width = lanes<T> / 2; width > 0; width /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  const auto add = [](auto a, auto b) { return a + b; };
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return fold(v, add);
+  } else {
+    constexpr int half = lanes<T> / 2;
+    using Sequence = std::make_integer_sequence<int, half>;
+    return fold(__builtin_convertvector(half_of<0>(v, Sequence{}), Vec<double>) +
+                    __builtin_convertvector(half_of<half>(v, Sequence{}), Vec<double>),
+                add);
   }
-  return s[0];
 }
 template <class T>
 inline T max_lanes(Vec<T> v) {
-  T m = v[0];
-  for (int i = 1; i < lanes<T>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return fold(v, [](auto a, auto b) { return vmax(a, b); });
 }
 
 // Halves of the perfect shuffle of a and b.
