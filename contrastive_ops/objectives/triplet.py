@@ -70,7 +70,8 @@ def triplet_margin(
     O(D) a triplet; the others take 3 products a stripe of anchors at a time, with O(log P) a pair
     besides, P positives an anchor. Memory beyond inputs and gradients is O(N D), or O(N P) for
     semi-hard triplets, plus ``workspace_bytes``. Of negatives at equal distances the first has the
-    gradient; they share it under ``"semi-hard"`` where that takes 3 products.
+    gradient; they share it under ``"semi-hard"`` where that takes 3 products. A negative that is as
+    far as the positive but for rounding may count as farther or not.
 
     Args:
         embeddings: (N, D).

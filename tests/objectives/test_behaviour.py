@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contrastive_ops as co
+from contrastive_ops.engine import reference, stripes
 
 N, D = 96, 8
 LABELS = torch.arange(N) % 12
@@ -258,11 +259,11 @@ def test_violators_violate_and_are_drawn_evenly() -> None:
     d = torch.cdist(x, x).square().detach()
     values: dict[float, int] = {}
     for seed in range(200):
-        loss = co.triplet_margin(x, labels, mining="violator", seed=seed, reduction="sum")
-        striped = co.triplet_margin(
-            x, labels, mining="violator", seed=seed, reduction="sum", workspace_bytes=1 << 12
-        )
-        torch.testing.assert_close(loss, striped)
+        if seed < 20:
+            options = {"mining": "violator", "seed": seed, "reduction": "sum"}
+            loss = co.triplet_margin(x, labels, **options)
+            striped = co.triplet_margin(x, labels, workspace_bytes=1 << 12, **options)
+            torch.testing.assert_close(loss, striped)
         # The gradient of one anchor's own negative tells which one it was.
         single = co.triplet_margin(x[:6], labels[:6], mining="violator", seed=seed, reduction="sum")
         values[round(single.item(), 9)] = values.get(round(single.item(), 9), 0) + 1
@@ -292,13 +293,16 @@ def test_cosent_of_extreme_scores() -> None:
     assert torch.autograd.grad(loss, scores)[0].tolist() == pytest.approx([20.0, -20.0, 0.0])
 
 
-def test_second_derivatives_are_bounded() -> None:
-    x = torch.randn(9000, 2, requires_grad=True)
+def test_second_derivatives_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reference.MAX_ELEMENTS == stripes.MAX_ELEMENTS == 1 << 26
+    for module in (reference, stripes):
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 90 * 90 - 1)
+    x = torch.randn(90, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(co.nce(x[:64], x[:64], x[:64]), x, create_graph=True)
     assert grad.requires_grad
     with pytest.raises(ValueError, match="second derivatives"):
         torch.autograd.grad(co.nce(x, x, x), x, create_graph=True)
-    for loss in (co.sigmoid_loss(x, x), co.nt_xent(x[:4500], x[4500:])):
+    for loss in (co.sigmoid_loss(x, x), co.nt_xent(x[:45], x[45:])):
         (grad,) = torch.autograd.grad(loss, x, create_graph=True)
         with pytest.raises(ValueError, match="second derivatives"):
             grad.sum().backward()
