@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class InfoNCELoss(nn.Module):
         loss = loss_fn(image_embeddings, text_embeddings)
     """
 
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(info_nce)
+
     def __init__(
         self,
         *,
@@ -128,7 +130,7 @@ class InfoNCELoss(nn.Module):
         statistics: Receiver | None = None,
     ) -> Tensor:
         """The loss of (N, D) queries and (M, D) keys; see :func:`contrastive_ops.info_nce`."""
-        return info_nce(
+        return type(self).function(
             query,
             key,
             negatives,

@@ -132,17 +132,11 @@ def info_nce(
     (arXiv 1807.03748), eq. 4; hard negatives and their weight as in Gao et al. 2021, "SimCSE"
     (arXiv 2104.08821), eq. 5; both directions as in Radford et al. 2021 (arXiv 2103.00020).
     """
-    if scale is None:
-        divisor = temperature
-    elif temperature is not DEFAULT_TEMPERATURE:
-        raise ValueError(f"scale: got {scale!r} besides temperature={temperature!r}, expected one")
-    else:
-        divisor = _reciprocal(scale)
     problem, operands = describe(
         query,
         key,
         negatives,
-        temperature=divisor,
+        temperature=temperature_of(temperature, scale),
         symmetric=symmetric,
         in_batch=in_batch,
         negatives_scope=negatives_scope,
@@ -215,31 +209,37 @@ def _reduced(
             return softmax_ce(problem, operands, None, backend, summary)
         return softmax_ce(problem, operands, weight, backend, summary)
     check.choice("reduction", reduction, ("none", "mean", "sum"))
-    weight = _checked_weight(row_weight, operands.query)
-    if reduction == "mean":  # the sum of the largest floats would be infinite
-        weight = weight.double() / weight.amax()
-        weight = weight / weight.sum()
-    weight = weight.to(operands.accumulation_dtype)
+    weight = row_shares(row_weight, operands.query.shape[0], operands, reduction)
     if reduction == "none":
         return softmax_ce(problem, operands, None, backend, summary) * weight
     return softmax_ce(problem, operands, weight, backend, summary)
 
 
-def _reciprocal(scale: Number | Tensor) -> Number | Tensor:
+def temperature_of(temperature: Number | Tensor, scale: Number | Tensor | None) -> Number | Tensor:
+    """The temperature, or 1 / scale where that is given instead."""
+    if scale is None:
+        return temperature
+    if temperature is not DEFAULT_TEMPERATURE:
+        raise ValueError(f"scale: got {scale!r} besides temperature={temperature!r}, expected one")
     if isinstance(scale, Tensor):
         # Widened first: 1 / scale rounded to 16 bits would be another temperature.
         return check.positive_scalar("scale", scale, scale.device).double().reciprocal()
     return 1 / check.positive_number("scale", scale)
 
 
-def _checked_weight(row_weight: Tensor, query: Tensor) -> Tensor:
+def row_shares(row_weight: Tensor, rows: int, operands: Operands, reduction: str) -> Tensor:
+    """(rows,) what each row counts in the reduction, from the checked ``row_weight`` of all."""
     check.matrix("row_weight", row_weight, (1,))
-    check.shaped("row_weight", row_weight, ((query.shape[0],),), query)
-    if check.readable(row_weight):
-        low, high = (bound.item() for bound in row_weight.detach().aminmax())
+    check.shaped("row_weight", row_weight, ((rows,),), operands.query)
+    weight = row_weight.detach()
+    if check.readable(weight):
+        low, high = (bound.item() for bound in weight.aminmax())
         if not (low >= 0 and 0 < high < math.inf):
             raise ValueError(
                 f"row_weight: got values from {low} to {high}, expected finite weights >= 0, "
                 "not all of them 0"
             )
-    return row_weight.detach()
+    if reduction == "mean":  # the sum of the largest floats would be infinite
+        weight = weight.double() / weight.amax()
+        weight = weight / weight.sum()
+    return weight.to(operands.accumulation_dtype)

@@ -344,7 +344,7 @@ ROWS = [
         lambda T, a, b: co.nt_xent(a, b, temperature=T),
         nt_xent,
         PAIR,
-        "MLM apart; the authors' factor `world_size` is the gradient mode of the distributed call.",
+        "MLM apart; without the authors' factor `world_size`, which undoes an average over ranks.",
     ),
     Row(
         "002#8",

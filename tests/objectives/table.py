@@ -48,8 +48,9 @@ Where published code and papers disagree, this is what the calls do:
   `positives_in_denominator=False`, `own_positive_nce`.
 * InfoXLM: raw dot products (`normalize=False`); its code and paper differ in temperature and queue,
   so give both.
-* Gathering across devices: `gradient="mean"` or `"sum"` of the distributed call says whether the
-  averaged or the summed parameter gradient is the global one; no factor hides in a loss.
+* Gathering across devices: `gradient="mean"` or `"sum"` of `distributed.info_nce` says whether the
+  averaged or the summed parameter gradient is the global one; no factor hides in a loss. SimCSE's
+  code, under DistributedDataParallel with W ranks, has 1 / W of it.
 * RankCSE: the Jensen-Shannon term in full; a public port's clamp leaves only an entropy of it.
 * FaceNet: `mining="semi-hard"` is deterministic; the popular port's looser rule, any negative with
   a positive loss, is `mining="violator"`.
