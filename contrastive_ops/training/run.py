@@ -33,6 +33,7 @@ from .. import __version__
 from ..engine.backends import choose
 from ..evaluation import Evaluator, load_model
 from ..info import describe_machine
+from ..tables import split_source
 from .atomic import atomic_path, remove, remove_partial, write_json
 from .collator import RecipeCollator
 from .data import Data, read_data
@@ -125,6 +126,10 @@ def train(
     # One example for the model card; without any, the trainer embeds thousands to choose some.
     example = next(iter(_parts(data.train)))[0][data.texts[0]]
     model.model_card_data.widget = [{"text": example}]
+    sources = [Path(split_source(source)[0]).name for source in settings.data]
+    if not isinstance(data.train, dict):
+        sources = [" and ".join(sources)]
+    model.model_card_data.train_datasets = [{"name": source} for source in sources]
     run_log = RunLog(output)
     trainer = RecipeTrainer(
         model=model,
