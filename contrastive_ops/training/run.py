@@ -263,6 +263,9 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
     parser = _Parser(SentenceTransformerTrainingArguments, allow_abbrev=False)
     (arguments,) = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
     assert isinstance(arguments, SentenceTransformerTrainingArguments)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name}: got {getattr(arguments, name)}, expected at least 1")
     return arguments
 
 

@@ -364,6 +364,7 @@ def test_a_wrong_setting_is_named(change, message):
         (["--temprature", "0.1"], "temprature: no setting, and no training argument; did you mean"),
         (["--learnin-rate", "1"], "learnin_rate: no setting, .* did you mean learning_rate?"),
         (["--learning_rate", "low"], "trainer: argument --learning_rate.*: invalid float value"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: got 0, expected at"),
         (["--backend", "fast"], "backend: "),
     ],
 )
