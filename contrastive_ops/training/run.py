@@ -241,6 +241,9 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
         "save_total_limit": 2,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # Left to itself the trainer takes ranks without an accelerator for runs of their own, and
+        # refuses bf16.
+        "use_cpu": not torch.accelerator.is_available(),
         **settings.trainer,
     }
     known = {spec.name for spec in dataclasses.fields(SentenceTransformerTrainingArguments)}
