@@ -45,6 +45,14 @@ ROWS: list[tuple[str, list[str], dict[str, Any], float | None]] = [
 ]
 
 
+def cut(model: str, layers: int, folder: str) -> None:
+    """Saves the first layers of a backbone."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(model, num_hidden_layers=layers).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+
+
 def main() -> None:
     """Trains every row."""
     parser = argparse.ArgumentParser(
@@ -53,6 +61,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="hub name or folder")
     parser.add_argument("--data", required=True, help="sentences")
     parser.add_argument("--dev", required=True, help="pairs with scores")
+    parser.add_argument("--layers", type=int, help="keep as many of its layers (default: all)")
     parser.add_argument("--pooler", default="cls-before-pooler")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--caveat", default="", help="a line that goes under the table")
@@ -60,34 +69,12 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="kept: what is finished there is read again")
     args, rest = parser.parse_known_args()
     trainer = {"disable_tqdm": True} | training_arguments(rest)
-    found: list[dict[str, Any]] = []
-    untrained = 0.0
-    for name, views, settings, paper in ROWS:
-        with tempfile.TemporaryDirectory() as passing:
-            summary: Any = recipes.simcse_unsup(
-                args.data,
-                (args.scratch or Path(passing)) / f"row-{len(found)}",
-                seeds=args.seeds,
-                report=False,
-                model=args.model,
-                pooler=args.pooler,
-                head="none" if args.pooler == "mean" else "train-only",
-                views=views,
-                evaluate=[f"dev={args.dev}"],
-                trainer=trainer | {"eval_on_start": not found},
-                **settings,
-            )
-        score = summary["metrics"]["dev_spearman"]
-        if not found:
-            untrained = summary["untrained"]["dev_spearman"]["mean"]
-        row: dict[str, Any] = {"name": name, "views": views, **settings}
-        row |= {"spearman": score, "paper": paper}
-        row |= {key: summary["metrics"][key] for key in ("alignment", "uniformity")}
-        found.append(row)
-        print(f"{name:34} {100 * score['mean']:6.2f} ± {100 * score['std']:.2f}", flush=True)
+    with tempfile.TemporaryDirectory() as passing:
+        found, untrained = train_rows(args, trainer, args.scratch or Path(passing))
     kept = {
         "title": "Views of the positive",
         "model": Path(args.model).name,
+        "layers": args.layers,
         "seeds": args.seeds,
         "trainer": trainer,
         "untrained": untrained,
@@ -97,6 +84,41 @@ def main() -> None:
     }
     write_json(args.output, kept)
     print(f"\n{augmentations(kept)}")
+
+
+def train_rows(
+    args: argparse.Namespace, trainer: dict[str, Any], scratch: Path
+) -> tuple[list[dict[str, Any]], float]:
+    """What came out for each row, and the untrained model's score."""
+    model = args.model
+    if args.layers:
+        model = str(scratch / "backbone")
+        cut(args.model, args.layers, model)
+    found: list[dict[str, Any]] = []
+    untrained = 0.0
+    for name, views, settings, paper in ROWS:
+        summary: Any = recipes.simcse_unsup(
+            args.data,
+            scratch / f"row-{len(found)}",
+            seeds=args.seeds,
+            report=False,
+            model=model,
+            pooler=args.pooler,
+            head="none" if args.pooler == "mean" else "train-only",
+            views=views,
+            evaluate=[f"dev={args.dev}"],
+            trainer=trainer | {"eval_on_start": not found},
+            **settings,
+        )
+        score = summary["metrics"]["dev_spearman"]
+        if not found:
+            untrained = summary["untrained"]["dev_spearman"]["mean"]
+        row: dict[str, Any] = {"name": name, "views": views, **settings}
+        row |= {"spearman": score, "paper": paper}
+        row |= {key: summary["metrics"][key] for key in ("alignment", "uniformity")}
+        found.append(row)
+        print(f"{name:34} {100 * score['mean']:6.2f} ± {100 * score['std']:.2f}", flush=True)
+    return found, untrained
 
 
 if __name__ == "__main__":

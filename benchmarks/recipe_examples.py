@@ -45,10 +45,11 @@ TABLES = {
 #: Arguments of each run, by its name.
 EXAMPLES: dict[str, str] = {
     "static": f"static --data nli-triplets.tsv {_STS}",
-    "simcse-unsup": f"simcse-unsup --model minilm --pooler mean --head none --data sentences.txt "
-    f"{_STS} --max_steps 20 --eval_steps 10 --save_steps 10 --logging_steps 5",
+    "simcse-unsup": f"simcse-unsup --model minilm --data sentences.txt "
+    f"{_STS} --per_device_train_batch_size 32 --max_steps 20 --eval_steps 10 --save_steps 10 "
+    "--logging_steps 5",
     "simcse-sup": f"simcse-sup --model minilm --pooler mean --head none --data nli-triplets.tsv "
-    f"{_STS} --per_device_train_batch_size 64 --max_steps 20 --eval_steps 10 --save_steps 10 "
+    f"{_STS} --per_device_train_batch_size 32 --max_steps 20 --eval_steps 10 --save_steps 10 "
     "--logging_steps 5",
     "sbert-softmax": f"sbert-softmax --model minilm --data nli-pairs.tsv {_STS} "
     "--per_device_train_batch_size 32 --max_steps 40 --eval_steps 40 --logging_steps 5",
@@ -65,10 +66,11 @@ EXAMPLES: dict[str, str] = {
     "--max_steps 20 --eval_steps 20 --logging_steps 5",
     "contrastive-labels": "contrastive --model minilm --objective sup_con --temperature 0.1 "
     "--data intents.tsv --evaluate intents=intents-dev.tsv --batch_sampler group_by_label "
-    "--max_length 32 --per_device_train_batch_size 100 --max_steps 20 --eval_steps 10 "
+    "--max_length 32 --per_device_train_batch_size 100 --max_steps 20 --eval_steps 20 "
     "--logging_steps 5",
     "contrastive-queue": f"contrastive --model minilm --data sentences.txt --views repeat "
-    f"--queue 256 {_STS} --max_length 32 --max_steps 20 --eval_steps 20 --logging_steps 5",
+    f"--queue 256 {_STS} --max_length 32 --per_device_train_batch_size 32 "
+    "--max_steps 20 --eval_steps 20 --logging_steps 5",
 }
 
 

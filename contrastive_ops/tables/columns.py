@@ -120,4 +120,6 @@ def split_source(source: str) -> tuple[str, list[str] | None]:
     path, colon, names = source.rpartition(":")
     if not colon or Path(source).exists() or "/" in names:
         return source, None
+    if not all(names.split(",")):
+        raise ValueError(f"{source}: got no name after the colon or a comma, expected columns")
     return path, names.split(",")

@@ -51,6 +51,8 @@ def read_data(settings: Settings) -> Data:
     for source in settings.data:
         matched = _WEIGHT.fullmatch(source)
         weights.append(float(matched[2]) if matched else 1.0)
+        if not weights[-1]:
+            raise ValueError(f"{source}: got the weight 0, expected a positive one")
         tables.append(_read(matched[1] if matched else source))
     layouts = [_layout(settings, table, names) for table, names in tables]
     shape = set(layouts[0])

@@ -93,6 +93,8 @@ def build_evaluators(
         if kind == "sts":
             first, second = table.texts(roles[0]), table.texts(roles[1])
             gold = table.numbers(roles[2])
+            if len(set(gold)) < 2:
+                raise ValueError(f"{table.source}: got no two different values of {roles[2]}")
             # The geometry of the first set goes by its plain names.
             found.append(STSAndGeometry(first, second, gold, name=name, own_geometry=number > 0))
         elif kind == "knn":

@@ -52,6 +52,17 @@ def build_model(settings: Settings, texts: Iterable[str]) -> SentenceTransformer
         ValueError: a model that cannot be loaded, or settings that do not go with it.
     """
     if not settings.model:
+        for name, fits in (
+            ("pooler", settings.pooler in ("", "mean")),
+            ("head", settings.head != "kept"),
+            ("template", not settings.template),
+            ("lora", not settings.lora),
+            ("dropout", settings.dropout is None),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"{name}: got {getattr(settings, name)!r}, which needs a transformer (--model)"
+                )
         return _static(settings, list(texts))
     model = _load(settings)
     first = model[0]

@@ -33,6 +33,7 @@ from .. import __version__
 from ..engine.backends import choose
 from ..evaluation import Evaluator, load_model
 from ..info import describe_machine
+from ..tables import split_source
 from .atomic import atomic_path, remove, remove_partial, write_json
 from .collator import RecipeCollator
 from .data import Data, read_data
@@ -125,6 +126,10 @@ def train(
     # One example for the model card; without any, the trainer embeds thousands to choose some.
     example = next(iter(_parts(data.train)))[0][data.texts[0]]
     model.model_card_data.widget = [{"text": example}]
+    sources = [Path(split_source(source)[0]).name for source in settings.data]
+    if not isinstance(data.train, dict):
+        sources = [" and ".join(sources)]
+    model.model_card_data.train_datasets = [{"name": source} for source in sources]
     run_log = RunLog(output)
     trainer = RecipeTrainer(
         model=model,
@@ -236,6 +241,9 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
         "save_total_limit": 2,
         "logging_nan_inf_filter": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # Left to itself the trainer takes ranks without an accelerator for runs of their own, and
+        # refuses bf16.
+        "use_cpu": not torch.accelerator.is_available(),
         **settings.trainer,
     }
     known = {spec.name for spec in dataclasses.fields(SentenceTransformerTrainingArguments)}
@@ -258,6 +266,9 @@ def _arguments(settings: Settings, output: Path) -> SentenceTransformerTrainingA
     parser = _Parser(SentenceTransformerTrainingArguments, allow_abbrev=False)
     (arguments,) = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
     assert isinstance(arguments, SentenceTransformerTrainingArguments)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name}: got {getattr(arguments, name)}, expected at least 1")
     return arguments
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -360,6 +361,10 @@ class Settings:
         for name, high in (("momentum", 1.0), ("mlm_probability", 1.0)):
             if not 0 <= getattr(self, name) < high:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected it in [0, 1)")
+        if any(dim < 1 for dim in self.matryoshka_dims):
+            raise ValueError(
+                f"matryoshka_dims: got {self.matryoshka_dims}, expected each at least 1"
+            )
         if len(self.score_range) != 2 or not self.score_range[0] < self.score_range[1]:
             raise ValueError(f"score_range: got {self.score_range}, expected [LOW, HIGH]")
         if self.template and "{}" not in self.template:
@@ -445,6 +450,9 @@ def _check(name: str, value: Any, kind: str, metadata: Mapping[str, Any]) -> Non
         fits = all(isinstance(v, inner) and not isinstance(v, bool) for v in value)
     if not fits:
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{name}: got {value!r}, expected finite numbers")
     choices = metadata.get("choices")
     if choices and value not in choices:
         raise ValueError(

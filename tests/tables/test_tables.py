@@ -169,6 +169,7 @@ def test_labels_are_words_or_whole_numbers(tmp_path):
         ("", r"got the columns a, b, c; expected anchor, positive; name those to take"),
         (":a", "got 1 columns, expected 2: anchor, positive"),
         (":a,z", "got the columns a, b, c, expected z"),
+        (":", "t.tsv:: got no name after the colon or a comma, expected columns"),
     ],
 )
 def test_missing_columns(tmp_path, suffix, message):

@@ -10,6 +10,7 @@ import torch
 import world
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
+from transformers.dependency_versions_table import deps as dependencies
 
 from contrastive_ops.training import recipes
 from contrastive_ops.training.auxiliary import MaskedLanguageModel
@@ -176,6 +177,9 @@ def test_a_static_model_is_no_backbone_of_transformers(tmp_path):
     model = build_model(Settings(recipe="", dim=16, vocabulary=200), texts)
     with pytest.raises(ValueError, match="export: got a static model"):
         export_plain(model, tmp_path)
+    for name, value in {"pooler": "cls", "head": "kept", "lora": {"r": 4}, "dropout": 0.2}.items():
+        with pytest.raises(ValueError, match=f"{name}: got .*, which needs a transformer"):
+            build_model(Settings(recipe="", **{name: value}), texts)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
@@ -198,7 +202,8 @@ def test_a_backbone_of_the_hub_needs_only_its_name(bert, tmp_path, monkeypatch):
 
 
 def test_adapters_are_trained_alone_and_merged(bert, tmp_path):
-    pytest.importorskip("peft")
+    # Transformers refuses releases of peft before the one that it names.
+    pytest.importorskip("peft", minversion=dependencies["peft"].partition(">=")[2] or None)
     settings = {"lora": {"r": 4, "target_modules": ["query", "value"]}, "model": str(bert)}
     with pytest.raises(ValueError, match=r"lora: got .'rank': 4.: .*'rank'"):
         model_of(bert, lora={"rank": 4})

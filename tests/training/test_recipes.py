@@ -118,6 +118,7 @@ def check_folder(result: Result, recipe: str) -> None:
     assert seconds["encoder"] > 0 < seconds["loss"]
     card = (result.folder / "model" / "README.md").read_text()
     assert "generated_from_trainer" in card
+    assert f"#### {Path(run['configuration']['data'][0].partition(':')[0]).name}" in card
     texts = ["read the large file .", "store the nested graph ."]
     once = result.load().encode(texts)
     plain = SentenceTransformer(str(result.folder / "model"), device="cpu").encode(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -249,6 +250,8 @@ def test_sources_of_one_shape_are_taken_together(tmp_path):
     assert drawn.count(("a", "b")) + drawn.count(("c", "d")) > 120
     with pytest.raises(ValueError, match="got weights with sampling='proportional'"):
         read_data(Settings(recipe="", data=[f"{sources[0]}*3", sources[1]]))
+    with pytest.raises(ValueError, match=r"a\.tsv\*0: got the weight 0, expected a positive one"):
+        read_data(Settings(recipe="", data=[f"{sources[0]}*0", sources[1]], sampling="mixed"))
     (tmp_path / "c.txt").write_text("alone\n")
     with pytest.raises(ValueError, match=r"c\.txt: got sentence, expected anchor, positive as in"):
         read_data(Settings(recipe="", data=[*sources, str(tmp_path / "c.txt")]))
@@ -301,6 +304,9 @@ def test_evaluators_are_told_by_columns(tmp_path):
     (tmp_path / "no.tsv").write_text("x\ty\na\tb\n")
     with pytest.raises(ValueError, match="got the columns x, y, expected sentence1"):
         build_evaluators([str(tmp_path / "no.tsv")])
+    (tmp_path / "flat.tsv").write_text(SCORES + "3\ta\tb\n3\tc\td\n")
+    with pytest.raises(ValueError, match=r"flat\.tsv: got no two different values of score"):
+        build_evaluators([str(tmp_path / "flat.tsv")])
     (named,) = build_evaluators([f"{tmp_path / 'no.tsv'}:y,x"])
     assert (named.queries, named.corpus) == (["b"], ["a"])
     with pytest.raises(ValueError, match="evaluate: got two sets of the name sts-dev"):
@@ -340,6 +346,8 @@ def test_sts_and_geometry_are_those_of_their_own_evaluators():
         ({"matryoshka_dims": ["x"]}, "matryoshka_dims: got .* expected a list of integers"),
         ({"momentum": 1.0}, r"momentum: got 1.0, expected it in \[0, 1\)"),
         ({"score_range": [1.0, 1.0]}, "score_range: got"),
+        ({"matryoshka_dims": [8, 0]}, r"matryoshka_dims: got \[8, 0\], expected each at least 1"),
+        ({"guide_margin": math.nan}, "guide_margin: got nan, expected finite numbers"),
         ({"template": "no place"}, "template: got 'no place', expected {} where"),
         ({"trainer": {"output_dir": "x"}}, "trainer: got output_dir"),
         ({"recipe": "static"}, "recipe: got the settings of 'static'"),
@@ -356,6 +364,7 @@ def test_a_wrong_setting_is_named(change, message):
         (["--temprature", "0.1"], "temprature: no setting, and no training argument; did you mean"),
         (["--learnin-rate", "1"], "learnin_rate: no setting, .* did you mean learning_rate?"),
         (["--learning_rate", "low"], "trainer: argument --learning_rate.*: invalid float value"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: got 0, expected at"),
         (["--backend", "fast"], "backend: "),
     ],
 )
