@@ -65,6 +65,7 @@ class Itinerary(NamedTuple):
                     guide_negatives=block.guide,
                 )
                 yield place, origin, problem, operands
+                del block, operands  # before the next arrive
 
 
 def check_ring(problem: SimilarityProblem, operands: Operands, statistics: object) -> None:
@@ -183,12 +184,14 @@ class _Ring(torch.autograd.Function):
         parts = zip(shares, itinerary.blocks(), strict=True)
         for share, (place, origin, problem, operands) in parts:
             wants = place >= 0 and travelling[place]
-            *found, sent = _gradients(problem, operands, share, itinerary.backend, (*wanted, wants))
-            sums = [_sum(a, b) for a, b in zip(sums, found, strict=True)]
-            if wants:
+            flags = (*wanted, wants)
+            sent = _add_gradients(sums, problem, operands, share, itinerary.backend, flags)
+            del operands
+            if sent is not None:
                 grad = _sum(carried[place], sent)
-                assert grad is not None
+                del sent
                 carried[place] = passed_on(grad, itinerary.journeys[place].spread, origin)
+                del grad
         return None, *[
             None if grad is None else grad.to(tensor.dtype)
             for grad, tensor in zip([*sums, *carried], tensors, strict=True)
@@ -198,14 +201,16 @@ class _Ring(torch.autograd.Function):
 _IN = ("query", "key", "own_negatives", "temperature", "negatives")
 
 
-def _gradients(
+def _add_gradients(
+    sums: list[Tensor | None],
     problem: SimilarityProblem,
     operands: Operands,
     weight: Tensor,
     backend: str | None,
     wanted: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """Of sum_i weight_i L_i in the wanted of :data:`_IN`; float32 where the rows have 16 bits."""
+) -> Tensor | None:
+    """Adds those of sum_i weight_i L_i in the wanted of :data:`_IN`, in float32 at least; returns
+    the last, the candidates' own."""
     given = zip(_IN, wanted, strict=True)
     leaves = {
         name: getattr(operands, name).detach().requires_grad_()
@@ -213,12 +218,15 @@ def _gradients(
         if wants and getattr(operands, name) is not None
     }
     if not leaves:
-        return [None] * len(_IN)
+        return None
     with torch.enable_grad():
         loss = softmax_ce(problem, operands._replace(**leaves), weight, backend)
     grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    return [wide(grads[name]) if name in grads else None for name in _IN]
+    for place, name in enumerate(_IN[: len(sums)]):
+        if name in grads:
+            sums[place] = _sum(sums[place], wide(grads.pop(name)))
+    return wide(grads["negatives"]) if grads else None
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return a if b is None else b if a is None else a.add_(b)
+def _sum(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a.add_(b)
