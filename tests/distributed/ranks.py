@@ -29,7 +29,7 @@ def _rank(rank, checks, world, folder):
         init_method=f"file://{folder}/meeting",
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=20),
+        timeout=datetime.timedelta(seconds=60),
     )
     found = dict.fromkeys(checks, "not run, as another check failed")
     for name, (check, arguments) in checks.items():
