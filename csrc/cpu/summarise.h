@@ -7,6 +7,8 @@ void summarise_rows(const Strip<S>& strip, typename S::Acc factor) {
   using Acc = typename S::Acc;
   using V = Vec<Acc>;
   const S& st = strip.st;
+  // Lanes hold a few terms; tiles are added in double.
+  const auto add = [](V v) { return fold(v, [](auto a, auto b) { return a + b; }); };
   PartSummary<Acc>* out =
       st.part_summary + strip.tile.index * st.rows + (strip.row - strip.stripe.begin);
   for (int64_t r = 0; r < strip.rows; ++r) {
@@ -24,11 +26,11 @@ void summarise_rows(const Strip<S>& strip, typename S::Acc factor) {
       seen.template add<bounded>(load(s + j) * factor, base, limit);
     }
     out[r] = {max_lanes<Acc>(seen.max),
-              Acc(sum_lanes<Acc>(seen.sum)),
-              Acc(sum_lanes<Acc>(seen.weighted)),
-              Acc(sum_lanes<Acc>(seen.logits)),
-              Acc(sum_lanes<Acc>(seen.count)),
-              Acc(sum_lanes<Acc>(seen.above))};
+              add(seen.sum),
+              add(seen.weighted),
+              add(seen.logits),
+              add(seen.count),
+              add(seen.above)};
   }
 }
 
