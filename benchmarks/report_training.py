@@ -158,7 +158,7 @@ def _machine(measured: list[Results]) -> str:
     first = measured[0]
     sets = first["machine"]["instruction_sets"]
     packages = ", ".join(
-        f"{name} {first['versions'][name]}"
+        f"{name} {' and '.join(dict.fromkeys(m['versions'][name] for m in measured))}"
         for name in ("torch", "sentence-transformers", "transformers")
     )
     commits = ", ".join(dict.fromkeys(m["commit"] for m in measured))

@@ -202,7 +202,7 @@ def loss_share(data: Path, folder: Path, seeds: int, model: str) -> dict[str, An
     size = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
     BertModel(BertConfig(intermediate_size=1024, **size)).save_pretrained(bert)
     found: dict[str, Any] = {"note": "4 layers of width 256 (BERT mini), 32 tokens at most"}
-    for batch, steps in ((64, 12), (2048, 3)):
+    for batch, steps in ((64, 8), (2048, 2)):
         result = recipes.simcse_unsup(
             data / "sentences/sentences.tsv",
             folder / f"batch-{batch}",

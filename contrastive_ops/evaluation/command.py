@@ -146,13 +146,15 @@ def _join_ranks() -> tuple[bool, bool]:
     """Joins the ranks that torchrun started, if it did.
 
     Returns:
-        Whether this rank reports, and whether there are others.
+        Whether this rank reports, and whether it joined just now.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True, False
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        return dist.get_rank() == 0, False
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group()
