@@ -20,15 +20,14 @@ _CPU = torch.device("cpu")
 
 
 class Backend(Protocol):
-    """What a backend module offers. L is the (N,) vector of row losses."""
+    """What a backend module offers. L is the (N,) vector of row losses.
+
+    A ``summary`` (see `.summary`) is filled in the same scan.
+    """
 
     TAKES_HALF: bool
     """Whether `total` takes float16 operands as they are and returns float32 gradients for them;
     else they come as float32."""
-
-    SUMMARIZES: bool
-    """Whether `forward` and `total` fill a ``summary`` (see `.summary`) in the loss's own scan;
-    else they are given none."""
 
     def serves(self, problem: SimilarityProblem, operands: Operands) -> bool:
         """Whether the problem is served as it stands; else it comes in parts (see `lowering`)."""

@@ -21,7 +21,6 @@ from .similarity import full_precision, positive_index, prepared
 from .summary import summarize
 
 TAKES_HALF = False
-SUMMARIZES = True
 COPIES = 8
 """Stripe-sized tensors alive at once: similarities, logits, masks, probabilities, temporaries."""
 SUM_LENGTH = 2048

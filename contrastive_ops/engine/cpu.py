@@ -19,7 +19,6 @@ from .problem import (
 )
 
 TAKES_HALF = False
-SUMMARIZES = True
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
 _MOST_PREFIXES = 32
 _READ = SimilarityProblem._fields.index("precision")

@@ -26,7 +26,7 @@ def softmax_ce(
     float64 operands; it is differentiable in the first six operands. A ``summary``
     (:func:`.summary.empty_summary`) is filled by the same scan, query to key and of the longest
     prefix; by one of its own, a matrix product more, where operators are recorded or transformed
-    and on a backend that has no sums for it.
+    and on the backend ``reference``.
     """
     name = backends.choose(backend, operands.query.device, operands.query.dtype)
     if torch.autograd.profiler._is_profiler_enabled:  # a range costs more than a small batch
@@ -58,7 +58,7 @@ def _on(
 
 
 def _in_one_scan(name: str, operands: Operands) -> bool:
-    if name == "reference" or not backends.module(name).SUMMARIZES or tracing.is_traced():
+    if name == "reference" or tracing.is_traced():
         return False
     if torch._C._are_functorch_transforms_active():
         return False

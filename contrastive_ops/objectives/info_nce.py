@@ -114,8 +114,9 @@ def info_nce(
             The ``triton`` backend reads it; the others are never less exact on the CPU.
         statistics: a function, such as a list's ``append``, that is called with the batch's
             :class:`Statistics` (accuracy, ranks, hardest negatives, ...), query to key and of the
-            longest prefix. The backends ``cpu`` and ``torch`` gather them in the loss's own scan;
-            others, compiled graphs and function transforms in one more matrix product.
+            longest prefix. They come from the loss's own scan, for a few percent of a step; with
+            the backend ``reference``, in compiled graphs and in function transforms from a scan of
+            their own, one more matrix product.
 
     Returns:
         0-dim, or (N,) for ``"none"``: float32, float64 for float64 inputs. Gradients come in the

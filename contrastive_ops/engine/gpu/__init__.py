@@ -30,7 +30,6 @@ from .prepared import prepare
 
 # float64 never comes here: `backends.choose` hands it to `torch`.
 TAKES_HALF = True
-SUMMARIZES = True
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
