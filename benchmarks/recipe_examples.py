@@ -62,14 +62,14 @@ EXAMPLES: dict[str, str] = {
     "--learning_rate 0.01 --num_train_epochs 1",
     "contrastive": "contrastive --model minilm --data squad-train.tsv "
     "--mine '{num_negatives: 1, relative_margin: 0.05}' --guide minilm "
-    "--evaluate squad=squad-dev.tsv --max_length 64 --per_device_train_batch_size 32 "
+    "--evaluate squad=squad-dev.tsv --max-length 64 --per_device_train_batch_size 32 "
     "--max_steps 20 --eval_steps 20 --logging_steps 5",
     "contrastive-labels": "contrastive --model minilm --objective sup_con --temperature 0.1 "
     "--data intents.tsv --evaluate intents=intents-dev.tsv --batch_sampler group_by_label "
-    "--max_length 32 --per_device_train_batch_size 100 --max_steps 20 --eval_steps 20 "
+    "--max-length 32 --per_device_train_batch_size 100 --max_steps 20 --eval_steps 20 "
     "--logging_steps 5",
     "contrastive-queue": f"contrastive --model minilm --data sentences.txt --views repeat "
-    f"--queue 256 {_STS} --max_length 32 --per_device_train_batch_size 32 "
+    f"--queue 256 {_STS} --max-length 32 --per_device_train_batch_size 32 "
     "--max_steps 20 --eval_steps 20 --logging_steps 5",
 }
 

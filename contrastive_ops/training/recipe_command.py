@@ -129,13 +129,11 @@ def _plain(word: str) -> Any:
 
 
 def _add(group: Any, spec: dataclasses.Field[Any]) -> None:
-    flag = f"--{spec.name.replace('_', '-')}"
     made: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _escaped(spec.metadata["help"])}
     kind = str(spec.type).removesuffix(" | None")
     if kind == "bool":
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **made)
-        return
-    if spec.metadata["choices"]:
+        made["action"] = argparse.BooleanOptionalAction
+    elif spec.metadata["choices"]:
         made["choices"] = [choice for choice in spec.metadata["choices"] if choice]
         made["metavar"] = "NAME"
         made["help"] += ": " + ", ".join(made["choices"])
@@ -149,7 +147,9 @@ def _add(group: Any, spec: dataclasses.Field[Any]) -> None:
         made["metavar"] = {"str": "NAME", "int": "N", "float": "X"}[kind]
     if spec.metadata["metavar"]:
         made["metavar"] = spec.metadata["metavar"]
-    group.add_argument(flag, **made)
+    group.add_argument(f"--{spec.name.replace('_', '-')}", **made)
+    if "_" in spec.name:  # as training arguments are written
+        group.add_argument(f"--{spec.name}", **made | {"help": argparse.SUPPRESS})
 
 
 def _mapping(text: str) -> dict[str, Any]:

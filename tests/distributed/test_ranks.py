@@ -2,8 +2,8 @@
 
 import functools
 
-import checks
 import pytest
+import rank_checks
 import ranks
 import torch
 
@@ -26,30 +26,30 @@ def _all_checks():
         found[" ".join(words)] = (functools.partial(check, **options), arguments)
 
     for strategy in STRATEGIES:
-        for case in checks.CASES:
-            if strategy == "ring" and case in checks.NOT_IN_A_RING:
+        for case in rank_checks.CASES:
+            if strategy == "ring" and case in rank_checks.NOT_IN_A_RING:
                 continue
-            add(checks.equals_one_process, case, strategy, gradient="sum")
-            if case not in checks.ONE_WAY:
-                add(checks.equals_one_process, case, strategy, symmetric=True)
+            add(rank_checks.equals_one_process, case, strategy, gradient="sum")
+            if case not in rank_checks.ONE_WAY:
+                add(rank_checks.equals_one_process, case, strategy, symmetric=True)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for case in ("plain", "shared_negatives"):
-                add(checks.equals_one_process, case, strategy, dtype, symmetric=True)
-        add(checks.equals_one_process, "guided", strategy, torch.float32, backend="torch")
-        add(checks.no_reduction, strategy)
-        add(checks.same_on_every_rank_and_run, strategy)
-        add(checks.small_losses_keep_their_digits, strategy)
+                add(rank_checks.equals_one_process, case, strategy, dtype, symmetric=True)
+        add(rank_checks.equals_one_process, "guided", strategy, torch.float32, backend="torch")
+        add(rank_checks.no_reduction, strategy)
+        add(rank_checks.same_on_every_rank_and_run, strategy)
+        add(rank_checks.small_losses_keep_their_digits, strategy)
         for gradient in ("mean", "sum"):
-            add(checks.data_parallel, strategy, gradient)
+            add(rank_checks.data_parallel, strategy, gradient)
     for check in (
-        checks.second_derivatives,
-        checks.statistics,
-        checks.no_gradient,
-        checks.subgroup,
-        checks.wrong_on_one_rank,
-        checks.not_in_a_ring,
-        checks.empty_negatives,
-        checks.compiled,
+        rank_checks.second_derivatives,
+        rank_checks.statistics,
+        rank_checks.no_gradient,
+        rank_checks.subgroup,
+        rank_checks.wrong_on_one_rank,
+        rank_checks.not_in_a_ring,
+        rank_checks.empty_negatives,
+        rank_checks.compiled,
     ):
         add(check)
     return found

@@ -380,11 +380,13 @@ def test_settings_come_from_recipe_file_and_flags(tmp_path, capsys):
     config.write_text("temperature: 0.1\ntrainer: {learning_rate: 1.0e-3, seed: 5}\n")
     command = ["train", "simcse-unsup", "--show", "--config", str(config), "--views", "crop:0.2"]
     command += ["--learning_rate", "1e-4", "--bf16", "--prompts", '{"anchor": "q: "}']
+    command += ["--max_length", "40", "--mlm-weight", "0.2"]  # either spelling
     assert cli.main([*command, "--no-symmetric", "--lora", "{r: 4}"]) == 0
     import yaml
 
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["temperature"], shown["views"], shown["lora"]) == (0.1, ["crop:0.2"], {"r": 4})
+    assert (shown["max_length"], shown["mlm_weight"]) == (40, 0.2)
     trainer = shown["trainer"]
     assert (trainer["learning_rate"], trainer["seed"], trainer["bf16"]) == (1e-4, 5, True)
     assert trainer["prompts"] == {"anchor": "q: "}
