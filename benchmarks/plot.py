@@ -74,7 +74,7 @@ def draw_families(folder: Path) -> Path:
         colour = next((c for name, c in _LIBRARIES.items() if variant.startswith(name)), "#888888")
         axes.barh(place, ratio - 1, left=1, color=colour, height=0.62)
         axes.annotate(
-            f"{ratio:.3g} ×",
+            f"{ratio:,.0f} ×" if ratio >= 100 else f"{ratio:.3g} ×",
             (max(ratio, 1.0), place),
             xytext=(5, 0),
             textcoords="offset points",
@@ -85,7 +85,7 @@ def draw_families(folder: Path) -> Path:
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min(0.5, *(r for *_, r in peers)) * 0.9, max(r for *_, r in peers) * 2.2)
+    axes.set_xlim(min(0.5, *(r for *_, r in peers)) * 0.9, max(r for *_, r in peers) * 3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.axvline(1, color="#d1495b", linewidth=1.6)
     axes.set_title("Time of forward + backward over ours", loc="left", fontsize=11)

@@ -254,7 +254,7 @@ ON_MINILM = {
     "sbert_softmax": ("pairs.tsv", {}),
     "sbert_cosine": ("scores.tsv", {}),
     "sbert_triplet": ("triplets.tsv", {}),
-    "distill": ("parallel.tsv", {"teacher": "itself"}),
+    "distill": ("parallel.tsv", {"teacher": "itself", "dropout": 0.0}),
     "contrastive": ("triplets.tsv:anchor,positive", {"mine": {"num_negatives": 1}}),
 }
 
@@ -272,7 +272,8 @@ def test_a_recipe_on_minilm(name, few, minilm, tmp_path):
         trainer={
             "num_train_epochs": 4,
             "per_device_train_batch_size": 16,
-            "learning_rate": 2e-4,
+            # A student that begins as its teacher has not far to go.
+            "learning_rate": 2e-5 if name == "distill" else 2e-4,
             "logging_steps": 1,
             "save_strategy": "no",
             "load_best_model_at_end": False,
