@@ -31,7 +31,8 @@ demo: $(STAMPS)/train $(STAMPS)/kernels ## train a small search model on your ma
 
 test: $(STAMPS)/test $(STAMPS)/kernels ## run the tests
 	$(SAY) "Running the tests"
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@# Threads that wait do not spin: there are as many test processes as cores already.
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/kernels ## measure against the peers, into benchmarks/results, and refresh README's table
 	$(SAY) "Measuring; other work on this machine makes the numbers worse"
