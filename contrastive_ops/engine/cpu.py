@@ -45,6 +45,7 @@ def _in_one_pass(problem: SimilarityProblem, operands: Operands) -> bool:
         and operands.own_negatives is None
         and operands.negative_bias is None
         and 1 < len(dims) <= _MOST_PREFIXES
+        and bool(problem.prefix_weights)
     )
 
 

@@ -24,6 +24,7 @@ from .problem import (
     Wanted,
     Weight,
     each_prefix,
+    of_prefixes,
     reversed_problem,
     two_sets,
 )
@@ -120,7 +121,7 @@ class Kernels:
 
     def _losses_of_prefixes(self, problem: SimilarityProblem, operands: Operands) -> Tensor:
         parts = [w * self._losses(p, o) for _, w, p, o in each_prefix(problem, operands)]
-        return torch.stack(parts).sum(0)
+        return of_prefixes(problem, parts)
 
     def _by_prefix(self, problem: SimilarityProblem, operands: Operands) -> bool:
         if not problem.prefixes:
@@ -140,8 +141,12 @@ class Kernels:
             else None
             for t, want in zip(operands, wanted, strict=False)
         ]
-        for dim, w, part, rows in each_prefix(problem, operands):
-            part_loss, found = self.total(part, rows, weight * w, wanted)
+        for level, (dim, w, part, rows) in enumerate(each_prefix(problem, operands), 1):
+            share = weight * w
+            if not problem.prefix_weights:
+                assert isinstance(weight, Tensor)
+                share = weight[-level]
+            part_loss, found = self.total(part, rows, share, wanted)
             loss = loss + part_loss
             for total, grad in zip(sums, found, strict=True):
                 if total is not None and grad is not None:

@@ -140,7 +140,10 @@ def _total(*args: Any) -> list[Tensor]:
 
 def _fake_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     backend, problem, o, _ = _problem(args)
-    losses = o.query.new_empty(o.query.shape[0], dtype=o.accumulation_dtype)
+    shape: tuple[int, ...] = (o.query.shape[0],)
+    if problem.prefixes and not problem.prefix_weights:
+        shape = (len(problem.prefixes), *shape)
+    losses = o.query.new_empty(shape, dtype=o.accumulation_dtype)
     row, column = Kernels(backend).stats_shapes(problem, o)
     wide = torch.float64
     return losses, losses.new_empty(row, dtype=wide), losses.new_empty(column, dtype=wide)

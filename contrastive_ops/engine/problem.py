@@ -14,7 +14,7 @@ exclusions are stated by O(N + M) descriptors and evaluated where the similarity
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +66,8 @@ class SimilarityProblem(NamedTuple):
     ascending, the last is D. Empty: on whole rows alone. Norms, similarities, margins
     and thresholds are each prefix's own, ids and guide are not."""
     prefix_weights: tuple[float, ...] = ()
-    """One weight a prefix."""
+    """One weight a prefix. None: not summed, the losses are (prefixes, N) and so are the weights of
+    rows; in one direction."""
     tile_map: str = TILE_MAPS[0]
     """``"softplus"``: a row's loss is the sum of softplus(-l_ip) over its positives and of
     softplus(l_ij) over the others that are not left out. Empty: softmax cross-entropy."""
@@ -121,7 +122,8 @@ class Gradients(NamedTuple):
 DIFFERENTIABLE = len(Gradients._fields)
 
 Weight = Tensor | float
-"""How much each row's loss counts: (N,), or the same number for all."""
+"""How much each row's loss counts: (N,), or the same number for all. Of the losses of several
+prefixes that are not summed: (prefixes, N)."""
 
 Wanted = tuple[bool, bool, bool, bool, bool, bool]
 """Which of the :class:`Gradients` somebody asked for."""
@@ -175,10 +177,17 @@ def each_prefix(
     problem: SimilarityProblem, operands: Operands
 ) -> Iterator[tuple[int, float, SimilarityProblem, Operands]]:
     """A problem on prefixes as one problem on whole rows for each: (dim, weight, problem, rows),
-    the longest first."""
+    the longest first. The weight is 1 where the losses are not summed."""
     alone = problem._replace(prefixes=(), prefix_weights=())
-    for dim, weight in reversed([*zip(problem.prefixes, problem.prefix_weights, strict=True)]):
+    weights = problem.prefix_weights or (1.0,) * len(problem.prefixes)
+    for dim, weight in reversed([*zip(problem.prefixes, weights, strict=True)]):
         yield dim, weight, alone, prefix(operands, dim)
+
+
+def of_prefixes(problem: SimilarityProblem, losses: Sequence[Tensor]) -> Tensor:
+    """The problem's losses from those of :func:`each_prefix`, weighted, in its order."""
+    every = torch.stack([*reversed(losses)])
+    return every.sum(0) if problem.prefix_weights else every
 
 
 def one_set(

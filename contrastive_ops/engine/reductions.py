@@ -25,6 +25,16 @@ def row_lse(problem: SimilarityProblem, operands: Operands, backend: str | None 
     return softmax_ce(problem, operands._replace(positives=none), None, backend)
 
 
+def row_lses(problem: SimilarityProblem, operands: Operands, backend: str | None = None) -> Tensor:
+    """(prefixes, N) :func:`row_lse` of each prefix, the shortest first; (1, N) of whole rows.
+
+    What losses that are not linear in log-sum-exps have from one pass over all prefixes.
+    """
+    if not problem.prefixes:
+        return row_lse(problem, operands, backend).unsqueeze(0)
+    return row_lse(problem._replace(prefix_weights=()), operands, backend)
+
+
 def score_sum(
     problem: SimilarityProblem,
     operands: Operands,

@@ -19,6 +19,7 @@ from .problem import (
     SimilarityProblem,
     bias_of,
     each_prefix,
+    of_prefixes,
     reversed_problem,
     scale_of,
     two_sets,
@@ -54,7 +55,7 @@ def row_losses(problem: SimilarityProblem, operands: Operands) -> Tensor:
     """(N,) losses, differentiable any number of times; the mean of both directions if symmetric."""
     if problem.prefixes:
         parts = [w * row_losses(p, o) for _, w, p, o in each_prefix(problem, operands)]
-        return torch.stack(parts).sum(0)
+        return of_prefixes(problem, parts)
     if problem.one_set:
         return row_losses(*two_sets(problem, operands))
     if problem.tile_map:

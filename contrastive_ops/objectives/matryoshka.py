@@ -141,12 +141,17 @@ def with_prefixes(
 def weighted_sum(
     problem: SimilarityProblem,
     operands: Operands,
-    term: Callable[[SimilarityProblem, Operands], Tensor],
+    term: Callable[..., Tensor],
+    *lses: Tensor,
 ) -> Tensor:
-    """sum_d w_d term(prefix d): what a loss has beside the log-sum-exps, in O(N D)."""
+    """sum_d w_d term(prefix d, its row of each of ``lses``): what a loss is beside the log-sum-exps
+    of :func:`.reductions.row_lses`, in O(N D)."""
     if not problem.prefixes:
-        return term(problem, operands)
-    parts = [w * term(part, rows) for _, w, part, rows in each_prefix(problem, operands)]
+        return term(problem, operands, *[lse[0] for lse in lses])
+    parts = [
+        w * term(part, rows, *[lse[-level] for lse in lses])
+        for level, (_, w, part, rows) in enumerate(each_prefix(problem, operands), 1)
+    ]
     return sum(parts[1:], parts[0])
 
 
