@@ -96,7 +96,7 @@ at::ScalarType accumulator() {
 int64_t row_stride(const Tensor& x) { return x.stride(-2); }
 
 // Nothing but Nones where prefixes do not fit one pass. Else
-// losses (N), row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
+// losses (N), or (prefixes, N) where they are not summed, row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
 // or None for each of query, key, negatives, own negatives, temperature, bias.
 template <class Acc>
 std::vector<MaybeTensor> run_problem(
@@ -137,10 +137,13 @@ std::vector<MaybeTensor> run_problem(
 
   bool apart = false;
   p.prefixes = a.prefixes.data();
-  p.prefix_weight = a.prefix_weights.data();
+  p.prefix_weight = a.prefix_weights.empty() ? nullptr : a.prefix_weights.data();
   p.prefix_count = static_cast<int64_t>(a.prefixes.size());
   p.prefixes_apart = &apart;
-  require(a.prefixes.size() == a.prefix_weights.size(), "prefixes without a weight each");
+  require(!p.prefix_weight || a.prefixes.size() == a.prefix_weights.size(),
+          "prefixes without a weight each");
+  std::vector<int64_t> losses_shape{n};  // and that of their weights
+  if (p.prefix_count && !p.prefix_weight) losses_shape = {p.prefix_count, n};
 
   p.id_pairs = a.query_ids ? a.query_ids->size(0) : 0;
   p.row_ids = hold.numbers<int64_t>(a.query_ids, at::kLong, {p.id_pairs, n});
@@ -189,13 +192,13 @@ std::vector<MaybeTensor> run_problem(
     p.own.stride = own.stride(1);
     p.own.bias = hold.numbers<Acc>(a.own_bias, acc, {n, h});
   }
-  p.weight = hold.numbers<Acc>(weight, acc, {n});
+  p.weight = hold.numbers<Acc>(weight, acc, losses_shape);
   p.weight_all = static_cast<Acc>(weight_all);
 
   // Results.
   const int64_t kinds = a.label_smoothing > 0 ? 3 : p.pairwise ? 2 : 1;
   const int64_t columns = a.symmetric ? m : 0;
-  Tensor losses = at::empty({n}, numbers), column_losses;
+  Tensor losses = at::empty(losses_shape, numbers), column_losses;
   const auto wide = options.dtype(at::kDouble);
   Tensor row, column;
   const int64_t levels = p.prefix_count ? p.prefix_count : 1;
@@ -256,7 +259,7 @@ std::vector<MaybeTensor> run_problem(
     const Acc* loss = p.loss;
     Acc* row_loss = p.loss;
     double total = 0;
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < losses.numel(); ++i) {
       const double both = a.symmetric ? double(loss[i]) + double(p.column_loss[i]) : double(loss[i]);
       total += both * (p.weight ? p.weight[i] : p.weight_all);
       if (a.symmetric) row_loss[i] = static_cast<Acc>(both / 2);

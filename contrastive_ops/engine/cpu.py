@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,16 +38,9 @@ def serves(problem: SimilarityProblem, operands: Operands) -> bool:
 
 
 def _in_one_pass(problem: SimilarityProblem, operands: Operands) -> bool:
-    """Whether prefixes take one pass over the rows: one direction, candidates without weights."""
-    dims = problem.prefixes
-    odd = operands.query.dtype == torch.bfloat16 and any(dim % 2 for dim in dims[:-1])
-    return (
-        not (odd or problem.symmetric or problem.one_set or problem.tile_map or problem.group)
-        and operands.own_negatives is None
-        and operands.negative_bias is None
-        and 1 < len(dims) <= _MOST_PREFIXES
-        and bool(problem.prefix_weights)
-    )
+    """Whether prefixes take one pass over the rows: in one direction."""
+    several = 1 < len(problem.prefixes) <= _MOST_PREFIXES
+    return several and not (problem.symmetric or problem.one_set or problem.tile_map)
 
 
 def forward(
@@ -106,6 +100,9 @@ def _run(
     kernel, reason = extension.load()
     if kernel is None:
         raise ValueError(f"backend 'cpu' cannot be used here: {reason}")
+    columns = None
+    if operands.query.dtype == torch.bfloat16 and any(dim % 2 for dim in problem.prefixes[:-1]):
+        problem, operands, columns = _of_even_prefixes(problem, operands)
     tensor_weight = weight if isinstance(weight, Tensor) else None
     out = kernel.softmax_ce(
         mode,
@@ -120,4 +117,27 @@ def _run(
     )
     if problem.prefixes and all(x is None for x in out):
         raise NotServedError
+    if columns is not None:
+        out[4:8] = [None if grad is None else grad.index_select(-1, columns) for grad in out[4:8]]
     return out
+
+
+def _of_even_prefixes(
+    problem: SimilarityProblem, operands: Operands
+) -> tuple[SimilarityProblem, Operands, Tensor]:
+    """The kernel multiplies bfloat16 in pairs: a zero after each prefix that ends within one.
+
+    And where each column has gone.
+    """
+    place: list[int] = []
+    dims: list[int] = []
+    for begin, end in pairwise((0, *problem.prefixes)):
+        width = dims[-1] if dims else 0
+        place += range(width, width + end - begin)
+        dims.append(width + (end - begin + 1) // 2 * 2)
+    columns = torch.tensor(place)
+    rows = [
+        None if x is None else x.new_zeros(*x.shape[:-1], dims[-1]).index_copy_(-1, columns, x)
+        for x in operands[:4]
+    ]
+    return problem._replace(prefixes=tuple(dims)), Operands(*rows, *operands[4:]), columns  # type: ignore[arg-type, call-arg]

@@ -63,11 +63,10 @@ void check(const Problem<Acc>& p, Mode mode) {
             "pairs that are not normalised have one direction and no smoothing");
   }
   if (p.prefix_count) {
-    require(p.prefixes && p.prefix_weight && p.prefixes_apart && p.prefix_count <= 32,
-            "prefixes need their arrays");
-    require(!p.two_directions && !p.one_set && !p.pairwise && p.own.count == 0 &&
-                !p.negatives.bias && p.negatives.group == 0,
-            "prefixes take one direction and no biases");
+    require(p.prefixes && p.prefixes_apart && p.prefix_count <= 32, "prefixes need their arrays");
+    require(!p.two_directions && !p.one_set && !p.pairwise, "prefixes take one direction");
+    require(p.prefix_weight || p.weight || mode == Mode::forward,
+            "losses that are not summed need their weights");
     for (int64_t l = 0; l < p.prefix_count; ++l) {
       require(p.prefixes[l] > (l ? p.prefixes[l - 1] : 0), "prefixes are not ascending");
       require(p.prefixes[l] % 2 == 0 || p.dtype != DType::bfloat16 || l == p.prefix_count - 1,

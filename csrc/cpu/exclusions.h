@@ -44,6 +44,15 @@ void exclude_above(const Strip<S>& strip, const typename S::Acc* row_threshold,
   }
 }
 
+// Which columns of the tile are a row's own group: [begin, end), or nothing.
+template <class S>
+void group_of_row(const S& st, const Tile<typename S::Acc>& tile, int64_t row, int64_t* begin,
+                  int64_t* end) {
+  const int64_t group = tile.side->block->group, first = row * group - tile.begin;
+  *begin = maximum<int64_t>(0, first);
+  *end = minimum(tile.count, first + group);
+}
+
 // The tile's biases; -inf for the padding of a tile that is not full.
 template <class S>
 void add_biases(const Strip<S>& strip, const typename S::Acc* bias) {
@@ -62,9 +71,8 @@ void add_group_bias(const Strip<S>& strip) {
   const Block<Acc>& block = *strip.tile.side->block;
   const Acc bias = Acc(double(block.group_bias) * log2e);
   for (int64_t r = 0; r < strip.rows; ++r) {
-    const int64_t first = (strip.row + r) * block.group - strip.tile.begin;
-    const int64_t begin = maximum<int64_t>(0, first);
-    const int64_t end = minimum(strip.tile.count, first + block.group);
+    int64_t begin, end;
+    group_of_row(strip.st, strip.tile, strip.row + r, &begin, &end);
     for (int64_t j = begin; j < end; ++j) strip.s[r * tile_stride + j] += bias;
   }
 }

@@ -35,7 +35,7 @@ class Kernel {
     } else {
       scan_sweep();
     }
-    if (p.prefix_count && st.mode != Mode::backward) sum_level_losses(st);
+    if (p.prefix_weight && st.mode != Mode::backward) sum_level_losses(st);
     if (!st.gradients) return;
     if (!st.fused) gradient_sweep();
     finish_lookups();
@@ -336,14 +336,15 @@ class Kernel {
     const double elements = double(s.rows * p.dim * (1 + p.positives + 2 * p.own.count));
     st.tasks(divide_up(s.rows, batch), 0.2 * elements, [&](int64_t task, int worker) {
       const int64_t end = minimum(s.rows, (task + 1) * batch);
+      Acc* buffer = st.own_buffer + worker * st.dim_padded;
       for (int64_t r = task * batch; r < end; ++r) {
         Acc* dx = st.need_x ? st.dx + r * st.dim_padded : nullptr;
         if (dx && st.tiles == 0) __builtin_memset(dx, 0, size_t(st.dim_padded) * sizeof(Acc));
         if (p.prefix_count) {
-          finish_level_query(st, s.begin + r, r, dx);
-          continue;
+          finish_level_query(st, s.begin + r, r, dx, buffer);
+        } else {
+          finish_query(st, s.begin + r, dx, buffer);
         }
-        finish_query(st, s.begin + r, dx, st.own_buffer + worker * st.dim_padded);
       }
     });
   }

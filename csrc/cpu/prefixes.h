@@ -9,7 +9,9 @@
 //
 // and what projecting takes off them is the packed row times
 //
-//   K_g = sum over l >= g of u_i^2 <P_l, s_l>,   <P_l, s_l> the sum of P s over a row (or column).
+//   K_g = sum over l >= g of u_i^2 <P_l, s_l>,   <P_l, s_l> the sum of P s over a row (or column),
+//
+// where s is t without its bias. A row's own negatives are handled one by one, as everywhere.
 #pragma once
 
 // The scales of a prefix' rows besides the packed ones. False where they are out of range.
@@ -23,6 +25,18 @@ bool prefix_scale(const S& level, const RowScale<typename S::Acc>& whole,
   out.post = norm > 0 ? Acc(1 / (norm * double(whole.element))) : Acc(0);
   constexpr double least = sizeof(Acc) == 4 ? 0x1p-40 : 0x1p-400;
   return norm == 0 || norm >= double(whole.norm) * least;
+}
+
+// Row i and its own negatives.
+template <class S>
+bool measure_level_query(const S& st, const S& level, int64_t i) {
+  bool served = prefix_scale(level, st.x_scale[i], st.x_row(i), level.x_scale[i]);
+  for (int64_t h = 0; h < st.p.own.count; ++h) {
+    const int64_t at = i * st.p.own.count + h;
+    served &= prefix_scale(level, st.own_scale[at], st.own_row(i, h), level.own_scale[at]);
+    measure_own(level, i, h);
+  }
+  return served;
 }
 
 // Scales of all prefixes. False where one scale cannot serve a row and its prefix.
@@ -40,7 +54,7 @@ bool measure_levels(const S& st) {
         const S& level = st.level[l];
         int64_t j = i;
         if (j < p.rows) {
-          all &= prefix_scale(level, st.x_scale[j], st.x_row(j), level.x_scale[j]);
+          all &= measure_level_query(st, level, j);
         } else {
           const bool key = (j -= p.rows) < key_count;
           if (!key) j -= key_count;
@@ -93,17 +107,51 @@ struct LevelTile {
   Acc *plane, *row_sum;
 };
 
+// The biases of a row's logits, the same on every prefix; null where the tile has none.
+template <class S>
+class RowBias {
+  using Acc = typename S::Acc;
+
+ public:
+  RowBias(const S& st, const Stripe& stripe, const Tile<Acc>& tile)
+      : st_(st), tile_(tile), first_row_(stripe.begin), block_(*tile.side->block) {
+    for (int64_t j = 0; j < most_columns; ++j) {
+      const bool given = block_.bias && j < tile.count;
+      columns_[j] = given ? Acc(double(block_.bias[tile.begin + j]) * log2e) : Acc(0);
+    }
+  }
+  const Acc* operator()(int64_t r) {
+    if (block_.group == 0) return columns_;
+    int64_t begin, end;
+    group_of_row(st_, tile_, first_row_ + r, &begin, &end);
+    if (begin >= end) return columns_;
+    __builtin_memcpy(row_, columns_, sizeof row_);
+    for (int64_t j = begin; j < end; ++j) row_[j] += Acc(double(block_.group_bias) * log2e);
+    return row_;
+  }
+
+ private:
+  const S& st_;
+  const Tile<Acc>& tile_;
+  int64_t first_row_;
+  const Block<Acc>& block_;
+  Acc columns_[most_columns], row_[most_columns];
+};
+struct NoBias {
+  std::nullptr_t operator()(int64_t) const { return nullptr; }
+};
+
 // From the kept logits of all planes of a tile to its coefficients A, and the tile's part of the
-// sums of P t over rows (`row_sum`) and columns.
-template <bool smoothing, class Policy, class Acc, class Width>
-void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Width width,
+// sums of P s over rows (`row_sum`) and columns.
+template <bool smoothing, class Policy, class Acc, class Width, class Bias>
+void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Width width, Bias&& bias,
                   Vec<Acc> (*column_sum)[most_columns / lanes<Acc>]) {
   using V = Vec<Acc>;
   constexpr int n = lanes<Acc>;
   const V left_out = splat(-infinity<Acc>);
   [[maybe_unused]] Acc ones[most_columns];
   for (Acc& one : ones) one = 1;
-  const auto add_level = [&](const LevelTile<Acc>& level, int64_t r, V* a, V* columns) {
+  const auto add_level = [&](const LevelTile<Acc>& level, int64_t r, auto added, V* a, V* columns) {
     const RowSoftmax<Acc> softmax = level.softmax[r];
     const V x_post = splat(level.x_scale[r].post);
     const Acc *kept = level.plane + r * tile_stride, *y_post = level.y_post;
@@ -114,7 +162,9 @@ void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Wid
       V p = exp2(t - softmax.lse) * softmax.factor;
       const auto out = t == left_out;
       if constexpr (smoothing) p -= out ? V{} : splat(softmax.smooth);
-      const V product = out ? V{} : p * t;
+      V s = t;
+      if constexpr (!std::is_null_pointer_v<decltype(added)>) s -= load(added + j);
+      const V product = out ? V{} : p * s;
       row_sum += product;
       columns[j / n] += product;
       a[j / n] += p * x_post * load(y_post + j);
@@ -127,12 +177,12 @@ void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Wid
     [[maybe_unused]] V b[most_columns / n] = {};
     for (int64_t l = count - 1; l >= 0; --l) {
       const LevelTile<Acc>& level = levels[l];
-      add_level(level, r, a, column_sum[l]);
+      add_level(level, r, bias(r), a, column_sum[l]);
       if constexpr (Policy::pack == 1) {
         for (int64_t j = 0; j < width; j += n) store(level.plane + r * tile_stride + j, a[j / n]);
       } else {
 #if ISA_BF16
-        if (r + 1 < rows) add_level(level, r + 1, b, column_sum[l]);
+        if (r + 1 < rows) add_level(level, r + 1, bias(r + 1), b, column_sum[l]);
         write_pairs(a, b, int(width / n), Acc(1), Acc(1), ones, level.plane, r);
 #endif
       }
@@ -154,12 +204,21 @@ void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<type
                  level.column_post + tile.index * st.tile_columns, st.work_tile(local, int(l)),
                  level.part_sum + tile.index * st.rows};
   }
-  with_columns(round_up(tile.count, n), [&](auto width) {
-    const auto run = st.p.smoothing > 0
-                         ? write_levels<true, typename S::Policy, Acc, decltype(width)>
-                         : write_levels<false, typename S::Policy, Acc, decltype(width)>;
-    run(levels, st.p.prefix_count, stripe.rows, width, columns);
-  });
+  const auto write = [&](auto&& bias) {
+    with_columns(round_up(tile.count, n), [&](auto width) {
+      using Policy = typename S::Policy;
+      if (st.p.smoothing > 0) {
+        write_levels<true, Policy>(levels, st.p.prefix_count, stripe.rows, width, bias, columns);
+      } else {
+        write_levels<false, Policy>(levels, st.p.prefix_count, stripe.rows, width, bias, columns);
+      }
+    });
+  };
+  if (tile.side->block->bias || tile.side->block->group > 0) {
+    write(RowBias<S>(st, stripe, tile));
+  } else {
+    write(NoBias());
+  }
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const auto& side = is_key ? st.level[l].keys : st.level[l].negatives;
     for (int64_t j = 0; j < tile.count; ++j) {
@@ -247,16 +306,66 @@ void finish_level_candidates(const S& st, const Side<typename S::Acc>& side, int
   }
 }
 
-// The end of row i, row `local` of its stripe; `dx` null: only the sums of P s are wanted.
+// A row's own negatives: their gradients, and their part in `dx` (null: none is wanted) and in the
+// row's sums of P s.
 template <class S>
-void finish_level_query(const S& st, int64_t i, int64_t local, typename S::Acc* dx) {
+void finish_level_own(const S& st, int64_t i, typename S::Acc* dx, typename S::Acc* buffer) {
+  using Acc = typename S::Acc;
+  using E = typename S::Elem;
+  const auto& own = st.p.own;
+  for (int64_t h = 0; h < own.count; ++h) {
+    const int64_t at = i * own.count + h;
+    const double bias = own.bias ? double(own.bias[at]) * log2e : 0;
+    double a[most_prefixes], dots[most_prefixes], total = 0;
+    for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
+      const S& level = st.level[l];
+      const double t = double(level.own_logit[at]);
+      const bool kept = t != -infinity<double>;
+      double p = 0;
+      if (kept) {
+        p = double(level.weight(i)) * __builtin_exp2(t - level.row_lse[i]) -
+            double(level.softmax[i].smooth);
+      }
+      dots[l] = kept ? p * (t - bias) / double(st.c) : 0;
+      level.row_dot[i] += dots[l];
+      total += p * double(level.x_scale[i].post) * double(level.own_scale[at].post);
+      a[l] = total;
+    }
+    const E *x = st.x_row(i), *row = st.own_row(i, h);
+    const double x_element = double(st.x_scale[i].element);
+    const Acc element = st.own_scale[at].element;
+    for_each_stretch(st, [&](int64_t l, int64_t begin, int64_t end) {
+      if (dx) add_row(dx + begin, row + begin, end - begin, Acc(a[l] * double(element)));
+      if (!own.grad) return;
+      const Acc coefficient = Acc(a[l] * x_element);
+      for_each_vector<Acc>(end - begin, [&](int64_t k, auto n) {
+        const Vec<Acc> term = load_first<Acc>(x + begin + k, n) * coefficient;
+        store_first<Acc>(buffer + begin + k, term, n);
+      });
+    });
+    if (!own.grad) continue;
+    finish_level_row(
+        st, buffer, row, element, [&](int64_t l) { return dots[l]; },
+        [&](int64_t l) { return st.level[l].own_scale[at].post; },
+        static_cast<E*>(own.grad) + at * st.p.dim);
+  }
+}
+
+// The end of row i, row `local` of its stripe; `dx` null: only its own negatives have gradients.
+template <class S>
+void finish_level_query(const S& st, int64_t i, int64_t local, typename S::Acc* dx,
+                        typename S::Acc* buffer) {
   using E = typename S::Elem;
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const S& level = st.level[l];
     double sum = 0;
-    for (int64_t t = 0; t < st.tiles; ++t) sum += double(level.part_sum[t * st.rows + local]);
+    for (int64_t t = 0; dx && t < st.tiles; ++t) {
+      sum += double(level.part_sum[t * st.rows + local]);
+    }
     level.row_dot[i] = sum / double(st.c);
   }
+  finish_level_own(st, i, dx, buffer);
+  if (!dx) return;
   for (int64_t k = 0; k < st.p.positives; ++k) {
     const int64_t j = st.positive_index(i, k);
     if (j < 0) continue;

@@ -10,18 +10,23 @@ double similarity(const S& st, int64_t i, const typename S::Elem* y,
          double(scale.post);
 }
 
-// Row i and its own negatives.
+// The logit of a row's own negative, whose scales are there.
+template <class S>
+void measure_own(const S& st, int64_t i, int64_t h) {
+  const auto& own = st.p.own;
+  const int64_t at = i * own.count + h;
+  double t = double(st.c) * similarity(st, i, st.own_row(i, h), st.own_scale[at]);
+  if (own.bias) t += double(own.bias[at]) * log2e;
+  st.own_logit[at] = typename S::Acc(t);
+}
+
+// Row i and its own negatives; their logits only where there are no prefixes, which have theirs.
 template <class S>
 void measure_query(const S& st, int64_t i) {
-  using Acc = typename S::Acc;
-  const auto& own = st.p.own;
   st.x_scale[i] = row_scale(st, st.x_row(i));
-  for (int64_t h = 0; h < own.count; ++h) {
-    const int64_t at = i * own.count + h;
-    st.own_scale[at] = row_scale(st, st.own_row(i, h));
-    double t = double(st.c) * similarity(st, i, st.own_row(i, h), st.own_scale[at]);
-    if (own.bias) t += double(own.bias[at]) * log2e;
-    st.own_logit[at] = Acc(t);
+  for (int64_t h = 0; h < st.p.own.count; ++h) {
+    st.own_scale[i * st.p.own.count + h] = row_scale(st, st.own_row(i, h));
+    if (st.p.prefix_count == 0) measure_own(st, i, h);
   }
 }
 

@@ -198,7 +198,11 @@ struct State : Plan<E, P> {
     for (int64_t l = 0; l < p.prefix_count; ++l) {
       State part(*this);
       part.is_level = true;
-      part.level_weight = p.prefix_weight[l];
+      if (p.prefix_weight) {
+        part.level_weight = p.prefix_weight[l];
+      } else if (p.weight) {
+        part.p.weight += l * n;
+      }
       part.p.dim = p.prefixes[l];
       part.x_scale = cursor.take<RowScale<Acc>>(n);
       for (Side<Acc>* side : {&part.keys, &part.negatives}) {
@@ -207,6 +211,8 @@ struct State : Plan<E, P> {
         side->dot = cursor.take<double>(side->block->count);
       }
       part.column_post = cursor.take<Acc>(this->tiles * this->tile_columns);
+      part.own_scale = cursor.take<RowScale<Acc>>(n * p.own.count);
+      part.own_logit = cursor.take<Acc>(n * p.own.count);
       part.positive_logit = cursor.take<Acc>(n * p.positives);
       part.positive_coefficient = cursor.take<double>(n * p.positives);
       part.threshold = cursor.take<Acc>(n);
@@ -221,7 +227,7 @@ struct State : Plan<E, P> {
       part.part_sum = cursor.take<Acc>(partials);
       part.part_logits = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
       part.part_count = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
-      part.p.loss = cursor.take<Acc>(n);
+      part.p.loss = p.prefix_weight ? cursor.take<Acc>(n) : p.loss + l * n;
       const int64_t skip = l * (p.row.count ? 3 : 1) * n;
       for (double** stats : {&part.p.row.lse, &part.p.row.sum, &part.p.row.count}) {
         if (*stats) *stats += skip;

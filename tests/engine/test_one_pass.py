@@ -10,13 +10,14 @@ from cases import normal
 
 import contrastive_ops as co
 from contrastive_ops.engine import extension, lowering, ops
-from contrastive_ops.engine.problem import Gradients
+from contrastive_ops.engine.describe import describe
+from contrastive_ops.engine.problem import Gradients, Operands, on_prefixes
+from contrastive_ops.engine.softmax_ce import softmax_ce
 
 DIMS = (70, 10, 33, 64)  # in any order; they end within a vector or between two
-EVEN = (70, 10, 34, 64)  # not within a pair of bfloat16
 FORMULAS = {
     "one set": (co.nt_xent, dense.nt_xent, {}),
-    "prefixes": (co.info_nce, dense.matryoshka, {"matryoshka_dims": EVEN}),
+    "prefixes": (co.info_nce, dense.matryoshka, {"matryoshka_dims": DIMS}),
     "pairs": (co.sigmoid_loss, dense.sigmoid_loss, {"bias": -3.0}),
 }
 ISAS = extension.load()[0].available_isas() if extension.load()[0] else []
@@ -86,11 +87,38 @@ KEY_IDS = torch.arange(N + 9) % 101
 VIEWS = [normal(N, 70, seed=s) for s in (1, 2, 3)]
 SETS = [VIEWS[0], torch.cat([VIEWS[0] + VIEWS[1], normal(9, 70, seed=4)])]
 NEGATIVES = normal(37, 70, seed=5)
+HARD = VIEWS[0].unsqueeze(1) + normal(N, 3, 70, seed=6)
+LOG_WEIGHTS = normal(N, 40, seed=7).double()
+LOG_WEIGHTS[2] = -torch.inf
+LOG_WEIGHTS[0, 5] = -torch.inf
 GUIDE = [x[:, :12].float() for x in (*SETS, NEGATIVES)]
 POSITIVES = torch.stack([torch.arange(N), torch.arange(N) + 9 * (torch.arange(N) % 3 == 1)], 1)
 POSITIVES[POSITIVES[:, 0] == POSITIVES[:, 1], 1] = -1
 T = torch.tensor(0.3, dtype=torch.float64)
 BIAS = torch.tensor(-1.5, dtype=torch.float64)
+
+
+def described(*tensors, temperature, margin=0.0, negatives_scope="all"):
+    return describe(
+        *tensors,
+        temperature=temperature,
+        symmetric=False,
+        in_batch=True,
+        negatives_scope=negatives_scope,
+        positives=None,
+        query_ids=None,
+        key_ids=None,
+        negative_ids=None,
+        false_negative_margin=None,
+        guide=None,
+        guide_margin=0.0,
+        margin=margin,
+        negative_log_weight=None,
+        own_negative_log_weight=0.5,
+        label_smoothing=0.0,
+        normalize=True,
+        workspace_bytes=None,
+    )
 
 
 def views(*tensors, **options):
@@ -133,6 +161,30 @@ CALLS = {
         prefixes,
         [*SETS, NEGATIVES, T],
         {"in_batch": False},
+    ),
+    "prefixes, negatives with weights": (
+        prefixes,
+        [*SETS, NEGATIVES, T],
+        STRICT | WEIGHTED | {"negative_log_weight": LOG_WEIGHTS[0, :37]},
+    ),
+    "prefixes, everybody's hard negatives": (
+        prefixes,
+        [*SETS, HARD, T],
+        {"own_negative_log_weight": 0.7, "negative_log_weight": LOG_WEIGHTS[:, :3]},
+    ),
+    "prefixes, own hard negatives": (
+        prefixes,
+        [*SETS, HARD, T],
+        STRICT
+        | WEIGHTED
+        | KNOWN
+        | {"negatives_scope": "own", "negative_ids": (torch.arange(3 * N) % 50).view(N, 3)}
+        | {"own_negative_log_weight": 0.7, "negative_log_weight": LOG_WEIGHTS[:, :3]},
+    ),
+    "prefixes, own hard negatives alone": (
+        prefixes,
+        [*SETS, HARD, T],
+        {"negatives_scope": "own", "in_batch": False, "normalize": False},
     ),
 }
 
@@ -284,3 +336,52 @@ def test_derivatives(name, cpu_kernel):
     call = partial(loss, backend="cpu", **options)
     assert torch.autograd.gradcheck(call, small)
     assert torch.autograd.gradgradcheck(call, small)
+
+
+@pytest.mark.parametrize("wanted", ["query", "key", "negatives", "temperature"])
+@pytest.mark.parametrize("name", [name for name in CALLS if "hard negatives" in name])
+def test_a_single_gradient_of_prefixes(name, wanted, unaided, cpu_kernel):
+    """What is frozen is neither computed nor needed for the rest."""
+    loss, leaves, options = CALLS[name]
+    place = ["query", "key", "negatives", "temperature"].index(wanted)
+    found = []
+    for backend in ("cpu", "reference"):
+        fresh = [x.detach().clone().requires_grad_(i == place) for i, x in enumerate(leaves)]
+        for reduction in ("mean", "none"):
+            value = loss(*fresh, backend=backend, reduction=reduction, **options).sum()
+            found += torch.autograd.grad(value, fresh[place])
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"negatives_scope": "own"}])
+def test_losses_that_are_not_summed(options, dtype, isa, unaided):
+    """(prefixes, N), each with a weight of its own, at once and in steps."""
+    tensors = [x.to(dtype) for x in (*SETS, HARD)]
+    problem, operands = described(*tensors, temperature=T, margin=0.05, **options)
+    problem, _ = on_prefixes(problem, operands, [(dim, 1.0) for dim in DIMS])
+    problem = problem._replace(prefix_weights=())
+    weight = torch.linspace(-1, 2, len(DIMS) * N, dtype=operands.accumulation_dtype)
+    weight = weight.view(len(DIMS), N)
+    found = []
+    for backend in ("cpu", "cpu in steps", "reference"):
+        if backend == "cpu in steps":
+            problem = problem._replace(workspace_bytes=1 << 18)
+        fresh = [
+            x.detach().clone().requires_grad_() if x is not None and i < 5 else x
+            for i, x in enumerate(operands)
+        ]
+        leaves = [x for x in fresh if x is not None and x.requires_grad]
+        losses = softmax_ce(problem, Operands(*fresh), None, backend.split()[0])
+        assert losses.shape == (len(DIMS), N)
+        total = softmax_ce(problem, Operands(*fresh), weight, backend.split()[0])
+        grads = [
+            *torch.autograd.grad((losses * weight).sum(), leaves),
+            *torch.autograd.grad(total, leaves),
+        ]
+        found.append([losses.detach(), total.detach(), *grads])
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    for actual in found[:2]:
+        for a, e in zip(actual, found[2], strict=True):
+            scale = e.abs().max().item()
+            torch.testing.assert_close(a, e, rtol=0, atol=tolerance * scale)
