@@ -51,9 +51,15 @@ def sigmoid_loss(query: Tensor, key: Tensor, *, temperature: Tensor, bias: float
     return -F.logsigmoid(sign * logits).sum() / len(query)
 
 
-def matryoshka(*rows: Tensor, matryoshka_dims: tuple[int, ...], **options) -> Tensor:
+def matryoshka(
+    *rows: Tensor,
+    matryoshka_dims: tuple[int, ...],
+    loss: Callable[..., Tensor] | None = None,
+    **options,
+) -> Tensor:
     """One loss a prefix, one after another."""
-    parts = [info_nce(*(x[:, :dim] for x in rows), **options) for dim in matryoshka_dims]
+    loss = loss or info_nce
+    parts = [loss(*(x[:, :dim] for x in rows), **options) for dim in matryoshka_dims]
     return torch.stack(parts).sum(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,7 @@ _READ = SimilarityProblem._fields.index("precision")
 
 
 def serves(problem: SimilarityProblem, operands: Operands) -> bool:
-    if problem.prefixes and not _in_one_pass(problem, operands):
+    if problem.prefixes and not _in_one_pass(problem):
         return False
     if problem.one_set:
         return not (problem.tile_map or problem.symmetric)
@@ -37,10 +38,16 @@ def serves(problem: SimilarityProblem, operands: Operands) -> bool:
     return not problem.symmetric or two_directions_fused(problem, operands)
 
 
-def _in_one_pass(problem: SimilarityProblem, operands: Operands) -> bool:
-    """Whether prefixes take one pass over the rows: in one direction."""
-    several = 1 < len(problem.prefixes) <= _MOST_PREFIXES
-    return several and not (problem.symmetric or problem.one_set or problem.tile_map)
+def _in_one_pass(problem: SimilarityProblem) -> bool:
+    """Whether prefixes take one pass over the rows. Where columns have losses, too, they cannot
+    leave out other candidates than rows do, nor stay apart."""
+    columns = problem.symmetric or problem.one_set
+    return (
+        1 < len(problem.prefixes) <= _MOST_PREFIXES
+        and not problem.tile_map
+        and not (columns and problem.false_negative_margin < math.inf)
+        and not (problem.symmetric and not problem.prefix_weights)
+    )
 
 
 def forward(

@@ -64,7 +64,10 @@ void check(const Problem<Acc>& p, Mode mode) {
   }
   if (p.prefix_count) {
     require(p.prefixes && p.prefixes_apart && p.prefix_count <= 32, "prefixes need their arrays");
-    require(!p.two_directions && !p.one_set && !p.pairwise, "prefixes take one direction");
+    require(!p.pairwise, "prefixes are of a softmax");
+    require(!(p.two_directions || p.one_set) || !(p.false_negative_margin < Acc(__builtin_inff())),
+            "prefixes whose columns have losses take no false-negative margin");
+    require(p.prefix_weight || !p.two_directions, "losses that are not summed have one direction");
     require(p.prefix_weight || p.weight || mode == Mode::forward,
             "losses that are not summed need their weights");
     for (int64_t l = 0; l < p.prefix_count; ++l) {

@@ -107,7 +107,9 @@ class Kernel {
       if (index > 0) pack_queries(s, st.fused);
       scan(s, st.first_tile(s), st.tiles, st.fused || (st.gradients && st.is_kept(s)));
       if (st.two) {
-        for_each_closing(st, p.keys.count, [&](int64_t j) { fold_column(st, s, j); });
+        for_each_level([&](const S& level) {
+          for_each_closing(st, p.keys.count, [&](int64_t j) { fold_column(level, s, j); });
+        });
       }
       for_each_level([&](const S& level) { close_rows(level, s); });
       if (!st.fused) continue;
@@ -115,8 +117,11 @@ class Kernel {
       queries(s, 0, st.tiles);
       finish_queries(s);
     }
-    if (p.one_set) return close_as_columns(st);
-    if (st.two) close_columns(st, true, [&](int64_t j) { return negatives_of_column(st, j); });
+    if (!st.two) return;
+    for_each_level([&](const S& level) {
+      if (p.one_set) return close_as_columns(level);
+      close_columns(level, true, [&](int64_t j) { return negatives_of_column(level, j); });
+    });
   }
 
   void gradient_sweep() {
@@ -156,7 +161,7 @@ class Kernel {
         if constexpr (std::is_same_v<Kept, Acc>) {
           if (p.prefix_count) {
             const auto plane = [&](int64_t l) {
-              return keep ? st.work_tile(t - begin, int(l)) : nullptr;
+              return keep ? st.template scanned_tile<Acc>(s, t - begin, int(l)) : nullptr;
             };
             return scan_prefixes(st, s, t, task % chunks, st.x_strips, st.yt_tile(panel + local),
                                  plane, worker);
@@ -278,7 +283,8 @@ class Kernel {
 
   // A tile's coefficients for some columns of the rows.
   Acc* coefficients_of(const Stripe& s, int64_t local, const Piece& piece) const {
-    return p.prefix_count ? st.work_tile(local, int(piece.level)) : st.coefficient_tile(s, local);
+    return p.prefix_count ? st.template scanned_tile<Acc>(s, local, int(piece.level))
+                          : st.coefficient_tile(s, local);
   }
 
   // ---- queries

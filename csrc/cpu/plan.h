@@ -101,7 +101,7 @@ struct Plan {
     // With prefixes it is one of the rows' sums, and those come with the products.
     need_x = gradients && (p.x_grad || temperature_from_x || (p.prefix_count && p.temperature_grad));
     bounded = p.pairwise || (p.normalize && is_bounded(1, 1));
-    kept16 = pairs && two && bounded && mode == Mode::both;
+    kept16 = pairs && two && bounded && mode == Mode::both && p.prefix_count == 0;
     share_workspace();
     if (p.prefix_count) return;
     direct = !pairs && p.guide_dim == 0 && p.rows <= direct_rows;

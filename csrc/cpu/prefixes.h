@@ -86,15 +86,18 @@ void fill_column_posts(const S& st) {
   }
 }
 
-// L_i from the prefixes' losses.
+// L_i from the prefixes' losses, and a column's.
 template <class S>
 void sum_level_losses(const S& st) {
-  for (int64_t i = 0; st.p.loss && i < st.p.rows; ++i) {
-    double sum = 0;
-    for (int64_t l = 0; l < st.p.prefix_count; ++l) {
-      sum += st.level[l].level_weight * double(st.level[l].p.loss[i]);
+  using Acc = typename S::Acc;
+  for (Acc* Problem<Acc>::*loss : {&Problem<Acc>::loss, &Problem<Acc>::column_loss}) {
+    for (int64_t i = 0; st.p.*loss && i < st.p.rows; ++i) {
+      double sum = 0;
+      for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+        sum += st.level[l].level_weight * double((st.level[l].p.*loss)[i]);
+      }
+      (st.p.*loss)[i] = Acc(sum);
     }
-    st.p.loss[i] = typename S::Acc(sum);
   }
 }
 
@@ -102,6 +105,7 @@ void sum_level_losses(const S& st) {
 template <class Acc>
 struct LevelTile {
   const RowSoftmax<Acc>* softmax;  // of the stripe's rows
+  ColumnSoftmax<Acc> column;       // where columns have losses, too
   const RowScale<Acc>* x_scale;
   const Acc* y_post;
   Acc *plane, *row_sum;
@@ -142,9 +146,10 @@ struct NoBias {
 };
 
 // From the kept logits of all planes of a tile to its coefficients A, and the tile's part of the
-// sums of P s over rows (`row_sum`) and columns.
-template <bool smoothing, class Policy, class Acc, class Width, class Bias>
-void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Width width, Bias&& bias,
+// sums of P s over rows (`row_sum`) and, of the first `column_rows` rows, over columns.
+template <bool bounded, bool two, class Policy, class Acc, class Width, class Bias>
+void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, int64_t column_rows,
+                  bool smoothing, Width width, Bias&& bias,
                   Vec<Acc> (*column_sum)[most_columns / lanes<Acc>]) {
   using V = Vec<Acc>;
   constexpr int n = lanes<Acc>;
@@ -159,14 +164,14 @@ void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Wid
     for (int64_t j = 0; j < width; j += n) {
       __builtin_prefetch(kept + rows_ahead * tile_stride + j);
       const V t = load(kept + j);
-      V p = exp2(t - softmax.lse) * softmax.factor;
       const auto out = t == left_out;
-      if constexpr (smoothing) p -= out ? V{} : splat(softmax.smooth);
+      const V kept_as = bounded ? exp2(t) : t;
+      const V p = coefficients<bounded, two>(kept_as, kept_as, softmax, level.column, j, smoothing);
       V s = t;
       if constexpr (!std::is_null_pointer_v<decltype(added)>) s -= load(added + j);
       const V product = out ? V{} : p * s;
       row_sum += product;
-      columns[j / n] += product;
+      if (columns) columns[j / n] += product;
       a[j / n] += p * x_post * load(y_post + j);
     }
     level.row_sum[r] = Acc(sum_lanes<Acc>(row_sum));
@@ -177,12 +182,13 @@ void write_levels(const LevelTile<Acc>* levels, int64_t count, int64_t rows, Wid
     [[maybe_unused]] V b[most_columns / n] = {};
     for (int64_t l = count - 1; l >= 0; --l) {
       const LevelTile<Acc>& level = levels[l];
-      add_level(level, r, bias(r), a, column_sum[l]);
+      V* columns = r < column_rows ? column_sum[l] : nullptr;
+      add_level(level, r, bias(r), a, columns);
       if constexpr (Policy::pack == 1) {
         for (int64_t j = 0; j < width; j += n) store(level.plane + r * tile_stride + j, a[j / n]);
       } else {
 #if ISA_BF16
-        if (r + 1 < rows) add_level(level, r + 1, bias(r + 1), b, column_sum[l]);
+        if (r + 1 < rows) add_level(level, r + 1, bias(r + 1), b, columns);
         write_pairs(a, b, int(width / n), Acc(1), Acc(1), ones, level.plane, r);
 #endif
       }
@@ -200,24 +206,31 @@ void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<type
   LevelTile<Acc> levels[most_prefixes];
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const S& level = st.level[l];
-    levels[l] = {level.softmax + stripe.begin, level.x_scale + stripe.begin,
-                 level.column_post + tile.index * st.tile_columns, st.work_tile(local, int(l)),
+    levels[l] = {level.softmax + stripe.begin,
+                 {level.column_factor + tile.begin, level.column_lse + tile.begin,
+                  level.column_smooth + tile.begin},
+                 level.x_scale + stripe.begin,
+                 level.column_post + tile.index * st.tile_columns,
+                 st.template scanned_tile<Acc>(stripe, local, int(l)),
                  level.part_sum + tile.index * st.rows};
   }
-  const auto write = [&](auto&& bias) {
+  const int64_t rows = st.rows_of(stripe, tile, true), above = st.rows_of(stripe, tile, false);
+  const auto write = [&](auto two, auto&& bias) {
     with_columns(round_up(tile.count, n), [&](auto width) {
       using Policy = typename S::Policy;
-      if (st.p.smoothing > 0) {
-        write_levels<true, Policy>(levels, st.p.prefix_count, stripe.rows, width, bias, columns);
-      } else {
-        write_levels<false, Policy>(levels, st.p.prefix_count, stripe.rows, width, bias, columns);
-      }
+      const auto run = [&](auto bounded) {
+        write_levels<bounded, two, Policy>(levels, st.p.prefix_count, rows, above,
+                                           st.p.smoothing > 0, width, bias, columns);
+      };
+      st.bounded ? run(std::true_type()) : run(std::false_type());
     });
   };
-  if (tile.side->block->bias || tile.side->block->group > 0) {
-    write(RowBias<S>(st, stripe, tile));
+  if (st.two && is_key) {
+    write(std::true_type(), NoBias());
+  } else if (tile.side->block->bias || tile.side->block->group > 0) {
+    write(std::false_type(), RowBias<S>(st, stripe, tile));
   } else {
-    write(NoBias());
+    write(std::false_type(), NoBias());
   }
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const auto& side = is_key ? st.level[l].keys : st.level[l].negatives;
@@ -247,7 +260,11 @@ void add_level_positive(const S& st, int64_t i, int64_t k, int64_t j, typename S
   double a[most_prefixes], total = 0;
   for (int64_t l = st.p.prefix_count - 1; l >= 0; --l) {
     const S& level = st.level[l];
-    const double coefficient = level.positive_coefficient[at];
+    double coefficient = level.positive_coefficient[at];
+    for (int64_t back = 0; st.p.one_set && back < st.p.positives; ++back) {
+      if (st.positive_index(j, back) != i) continue;
+      coefficient += level.positive_coefficient[j * st.p.positives + back];
+    }
     total += coefficient * double(level.x_scale[i].post) * double(level.keys.scale[j].post);
     a[l] = total;
     f(l, coefficient,
@@ -355,17 +372,20 @@ void finish_level_own(const S& st, int64_t i, typename S::Acc* dx, typename S::A
 template <class S>
 void finish_level_query(const S& st, int64_t i, int64_t local, typename S::Acc* dx,
                         typename S::Acc* buffer) {
+  using Acc = typename S::Acc;
   using E = typename S::Elem;
+  const int64_t first = st.p.one_set ? i / st.tile_columns : 0;
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const S& level = st.level[l];
     double sum = 0;
-    for (int64_t t = 0; dx && t < st.tiles; ++t) {
+    for (int64_t t = first; dx && t < st.tiles; ++t) {
       sum += double(level.part_sum[t * st.rows + local]);
     }
-    level.row_dot[i] = sum / double(st.c);
+    level.row_dot[i] = sum / double(st.c) + (st.p.one_set ? level.keys.dot[i] : 0);
   }
   finish_level_own(st, i, dx, buffer);
   if (!dx) return;
+  if (st.p.one_set && first > 0) add_row(dx, st.keys.grad_sum + i * st.p.dim, st.p.dim, Acc(1));
   for (int64_t k = 0; k < st.p.positives; ++k) {
     const int64_t j = st.positive_index(i, k);
     if (j < 0) continue;
@@ -385,7 +405,8 @@ double level_temperature_gradient(const S& st) {
   double sum = 0;
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
     const S& level = st.level[l];
-    for (int64_t i = 0; i < st.p.rows; ++i) sum += level.row_dot[i];
+    // Every pair of one set is in the sums of both its rows.
+    for (int64_t i = 0; i < st.p.rows; ++i) sum += level.row_dot[i] / (st.p.one_set ? 2 : 1);
     for (int64_t e = 0; e < st.p.rows * st.p.positives; ++e) {
       sum -= double(st.p.margin) * level.positive_coefficient[e];
     }

@@ -105,8 +105,8 @@ struct Problem {
 
   // The sum over prefixes of the rows, ascending and ending with dim, of prefix_weight times the loss
   // on that prefix alone; none: whole rows. Without weights they are not summed: `loss` and `weight`
-  // are (prefix_count, rows). One direction, not pairwise; bfloat16 takes even ones. Statistics come
-  // prefix by prefix. `prefixes_apart` is set, and nothing else written, where a prefix is so short
+  // are (prefix_count, rows), in one direction. Not pairwise, and no false-negative margin where
+  // columns have losses, too; bfloat16 takes even ones. Statistics come prefix by prefix. `prefixes_apart` is set, and nothing else written, where a prefix is so short
   // beside its row that one scale cannot serve both.
   const int64_t* prefixes = nullptr;
   const double* prefix_weight = nullptr;
@@ -122,7 +122,7 @@ struct Problem {
   Acc* loss = nullptr;              // (rows): L_i
   Acc* column_loss = nullptr;       // (rows): two_directions only
   Stats row;                        // (rows); with prefixes (prefix_count, kinds, rows)
-  Stats column;                     // (keys.count), two_directions only
+  Stats column;                     // (keys.count), likewise; two_directions only
   void* x_grad = nullptr;           // (rows, dim) contiguous, Problem::dtype; null: frozen
   double* summary = nullptr;        // (summary_numbers, rows), with the losses; null: not wanted
   double* temperature_grad = nullptr;  // one number: d total / d temperature; null: not wanted

@@ -78,7 +78,8 @@ void scan_strip(const Strip<S>& strip, const typename S::Acc* from, typename S::
   with_columns(strip.columns, [&](auto columns) {
     if constexpr (std::is_same_v<Kept, Acc>) {
       if (st.is_level && st.bounded) {
-        return bounded_logits(strip.s, strip.rows, columns, out.row_sum, kept);
+        return by_columns ? bounded_logits<true>(strip.s, strip.rows, columns, out)
+                          : bounded_logits<false>(strip.s, strip.rows, columns, out);
       }
     }
     const auto run = [&](auto planes) {

@@ -99,7 +99,7 @@ struct State : Plan<E, P> {
 
   void layout(Cursor& cursor) {
     const bool gradients = this->gradients, smoothing = p.smoothing > 0;
-    const int64_t n = p.rows, m = this->two ? p.keys.count : 0;
+    const int64_t n = p.rows;
     const int64_t padded = this->two ? this->keys.tiles * this->tile_columns : 0;
     x_scale = cursor.take<RowScale<Acc>>(n);
     for (Side<Acc>* side : {&this->keys, &this->negatives}) {
@@ -126,12 +126,7 @@ struct State : Plan<E, P> {
     row_lse = cursor.take<double>(n);
     row_dot = cursor.take<double>(n);
     softmax = cursor.take<RowSoftmax<Acc>>(n);
-    column_sum = cursor.take<LogSum>(m);
-    column_logits = cursor.take<double>(smoothing ? m : 0);
-    column_count = cursor.take<double>(smoothing ? m : 0);
-    column_factor = cursor.take<Acc>(padded);
-    column_lse = cursor.take<Acc>(padded);
-    column_smooth = cursor.take<Acc>(padded);
+    layout_columns(cursor);
 
     const int64_t partials = this->tiles * this->rows;
     const int64_t column_partials = this->stripe_chunks() * padded;
@@ -139,11 +134,6 @@ struct State : Plan<E, P> {
     part_sum = cursor.take<Acc>(partials);
     part_logits = cursor.take<Acc>(smoothing ? partials : 0);
     part_count = cursor.take<Acc>(smoothing ? partials : 0);
-    column_part_max = cursor.take<Acc>(this->bounded ? 0 : column_partials);
-    column_part_sum = cursor.take<Acc>(column_partials);
-    column_part_logits = cursor.take<Acc>(smoothing ? column_partials : 0);
-    column_part_count = cursor.take<Acc>(smoothing ? column_partials : 0);
-
     if (p.summary) part_summary = cursor.take<PartSummary<Acc>>(partials);
     if (p.summary && p.one_set) {
       column_part_summary = cursor.take<LaneSummary<Acc>>(column_partials / lanes<Acc>);
@@ -173,6 +163,31 @@ struct State : Plan<E, P> {
   }
 
  private:
+  // What columns have of their own where they have losses: statistics, and a stripe's part of them.
+  void layout_columns(Cursor& cursor) {
+    const int64_t m = this->two ? p.keys.count : 0;
+    const int64_t padded = this->two ? this->keys.tiles * this->tile_columns : 0;
+    const int64_t partials = this->stripe_chunks() * padded;
+    const bool smoothing = p.smoothing > 0;
+    column_sum = cursor.take<LogSum>(m);
+    column_logits = cursor.take<double>(smoothing ? m : 0);
+    column_count = cursor.take<double>(smoothing ? m : 0);
+    column_factor = cursor.take<Acc>(padded);
+    column_lse = cursor.take<Acc>(padded);
+    column_smooth = cursor.take<Acc>(padded);
+    column_part_max = cursor.take<Acc>(this->bounded && p.prefix_count == 0 ? 0 : partials);
+    column_part_sum = cursor.take<Acc>(partials);
+    column_part_logits = cursor.take<Acc>(smoothing ? partials : 0);
+    column_part_count = cursor.take<Acc>(smoothing ? partials : 0);
+  }
+
+  static void skip_levels(Stats& stats, int64_t levels, int64_t count) {
+    const int64_t skip = levels * (stats.count ? 3 : 1) * count;
+    for (double** numbers : {&stats.lse, &stats.sum, &stats.count}) {
+      if (*numbers) *numbers += skip;
+    }
+  }
+
   void layout_pieces(Cursor& cursor) {
     constexpr int64_t width = micro_columns<Acc>;
     pieces = cursor.take<Piece>(divide_up(p.dim, width) + p.prefix_count);
@@ -222,16 +237,17 @@ struct State : Plan<E, P> {
       if (l + 1 < p.prefix_count) {  // a summary is of the whole rows
         part.p.summary = nullptr;
         part.part_summary = nullptr;
+        part.column_part_summary = nullptr;
       }
       part.part_max = cursor.take<Acc>(partials);
       part.part_sum = cursor.take<Acc>(partials);
       part.part_logits = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
       part.part_count = cursor.take<Acc>(p.smoothing > 0 ? partials : 0);
       part.p.loss = p.prefix_weight ? cursor.take<Acc>(n) : p.loss + l * n;
-      const int64_t skip = l * (p.row.count ? 3 : 1) * n;
-      for (double** stats : {&part.p.row.lse, &part.p.row.sum, &part.p.row.count}) {
-        if (*stats) *stats += skip;
-      }
+      if (p.column_loss) part.p.column_loss = cursor.take<Acc>(n);
+      part.layout_columns(cursor);
+      skip_levels(part.p.row, l, n);
+      skip_levels(part.p.column, l, p.keys.count);
       if (level) new (&level[l]) State(part);
     }
   }

@@ -39,17 +39,22 @@ void bounded_statistics(const Acc* s, const Acc* column_s, Acc factor, int64_t r
   }
 }
 
-// Bounded, but the logits are kept.
-template <class Acc, class Columns>
-void bounded_logits(const Acc* t, int64_t rows, Columns columns, Acc* row_sum, Acc* kept) {
+// Bounded, but the logits are kept; `by_columns` where columns see the same strip.
+template <bool by_columns, class Acc, class Columns>
+void bounded_logits(const Acc* t, int64_t rows, Columns columns,
+                    const StripResults<Acc, Acc>& out) {
   for (int64_t r = 0; r < rows; ++r) {
     Vec<Acc> sum = {};
     for (int64_t j = 0; j < columns; j += lanes<Acc>) {
-      const Vec<Acc> v = load(t + r * tile_stride + j);
-      sum += exp2(v);
-      if (kept) store(kept + r * tile_stride + j, v);
+      const Vec<Acc> v = load(t + r * tile_stride + j), e = exp2(v);
+      sum += e;
+      if (out.kept) store(out.kept + r * tile_stride + j, v);
+      if constexpr (by_columns) {
+        Acc* p = out.column_sum + j;
+        store(p, out.first && r == 0 ? e : load(p) + e);
+      }
     }
-    row_sum[r] = Acc(sum_lanes<Acc>(sum));
+    out.row_sum[r] = Acc(sum_lanes<Acc>(sum));
   }
 }
 

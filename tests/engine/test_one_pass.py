@@ -18,6 +18,16 @@ DIMS = (70, 10, 33, 64)  # in any order; they end within a vector or between two
 FORMULAS = {
     "one set": (co.nt_xent, dense.nt_xent, {}),
     "prefixes": (co.info_nce, dense.matryoshka, {"matryoshka_dims": DIMS}),
+    "prefixes both ways": (
+        co.info_nce,
+        dense.matryoshka,
+        {"matryoshka_dims": DIMS, "symmetric": True},
+    ),
+    "prefixes of one set": (
+        co.nt_xent,
+        partial(dense.matryoshka, loss=dense.nt_xent),
+        {"matryoshka_dims": DIMS},
+    ),
     "pairs": (co.sigmoid_loss, dense.sigmoid_loss, {"bias": -3.0}),
 }
 ISAS = extension.load()[0].available_isas() if extension.load()[0] else []
@@ -156,6 +166,31 @@ CALLS = {
         STRICT | WEIGHTED | KNOWN | {"negative_ids": torch.arange(37), "guide": GUIDE},
     ),
     "prefixes, several positives": (prefixes, [*SETS, T], {"positives": POSITIVES}),
+    "prefixes both ways": (
+        prefixes,
+        [*SETS, T],
+        KNOWN | WEIGHTED | {"symmetric": True, "margin": 0.05, "label_smoothing": 0.1},
+    ),
+    "prefixes of dot products both ways": (
+        prefixes,
+        [*SETS, HARD, T],
+        WEIGHTED | {"symmetric": True, "normalize": False, "own_negative_log_weight": 0.7},
+    ),
+    "prefixes of one set": (
+        partial(views, matryoshka_dims=DIMS),
+        [*VIEWS, T],
+        WEIGHTED | {"margin": 0.05, "label_smoothing": 0.1},
+    ),
+    "prefixes of dot products of one set": (
+        partial(views, matryoshka_dims=DIMS),
+        [*VIEWS[:2], T],
+        {"normalize": False},
+    ),
+    "prefixes of classes": (
+        lambda x, t, **o: co.sup_con(x, LABELS, temperature=t, matryoshka_dims=DIMS, **o),
+        [torch.cat(VIEWS[:2]), T],
+        WEIGHTED,
+    ),
     "prefixes of dot products": (prefixes, [*SETS, T], {"normalize": False}),
     "prefixes, candidates of explicit negatives": (
         prefixes,
@@ -217,7 +252,9 @@ def test_torch_backend(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("workspace_bytes", [None, 1 << 18])
-@pytest.mark.parametrize("name", ["three views", "pairs with ids", "prefixes, all"])
+@pytest.mark.parametrize(
+    "name", ["three views", "pairs with ids", "prefixes, all", "prefixes of one set"]
+)
 def test_thread_counts(name, workspace_bytes, dtype, restored_threads, cpu_kernel):
     loss, leaves, options = CALLS[name]
     leaves = [x.to(dtype) if x.dim() else x for x in leaves]
