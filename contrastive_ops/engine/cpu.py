@@ -22,7 +22,7 @@ from .problem import (
 
 TAKES_HALF = False
 _FORWARD, _BACKWARD, _BOTH, _LOSS = range(4)
-_MOST_PREFIXES = 32
+_MOST_PREFIXES = 128
 _READ = SimilarityProblem._fields.index("precision")
 """The kernel has the fields before this one; its products are float32 or exact."""
 

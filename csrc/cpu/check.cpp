@@ -63,7 +63,8 @@ void check(const Problem<Acc>& p, Mode mode) {
             "pairs that are not normalised have one direction and no smoothing");
   }
   if (p.prefix_count) {
-    require(p.prefixes && p.prefixes_apart && p.prefix_count <= 32, "prefixes need their arrays");
+    require(p.prefixes && p.prefixes_apart && p.prefix_count <= most_prefixes,
+            "prefixes need their arrays");
     require(!p.pairwise, "prefixes are of a softmax");
     require(!(p.two_directions || p.one_set) || !(p.false_negative_margin < Acc(__builtin_inff())),
             "prefixes whose columns have losses take no false-negative margin");

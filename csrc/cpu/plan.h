@@ -13,7 +13,6 @@ constexpr int64_t most_prefix_rows = 192;  // as much as stays in cache of sever
 constexpr int64_t row_step = 12;      // a multiple of every micro-kernel's rows
 constexpr int64_t column_step = 32;   // a multiple of every micro-kernel's columns
 constexpr int64_t apart_bytes = 400 << 10;  // of packed queries: half of a second-level cache
-constexpr int64_t most_prefixes = 32;
 constexpr int64_t direct_rows = 16;
 
 // Calls f(columns), with a constant for a full tile: unrolled, a loop over a row has no end to be

@@ -202,9 +202,10 @@ void write_level_coefficients(const S& st, const Stripe& stripe, const Tile<type
   using Acc = typename S::Acc;
   constexpr int n = lanes<Acc>;
   const bool is_key = tile.side == &st.keys;
-  Vec<Acc> columns[most_prefixes][most_columns / n] = {};
+  Vec<Acc> columns[most_prefixes][most_columns / n];
   LevelTile<Acc> levels[most_prefixes];
   for (int64_t l = 0; l < st.p.prefix_count; ++l) {
+    for (auto& column : columns[l]) column = Vec<Acc>{};
     const S& level = st.level[l];
     levels[l] = {level.softmax + stripe.begin,
                  {level.column_factor + tile.begin, level.column_lse + tile.begin,

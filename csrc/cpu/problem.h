@@ -58,6 +58,8 @@ struct Stats {
 // their logits; the positives' mean logit; the entropy of the softmax over all, in nats.
 constexpr int summary_numbers = 6;
 
+constexpr int64_t most_prefixes = 128;  // of one pass
+
 template <class Acc>                // float for 16- and 32-bit inputs, double for float64
 struct Problem {
   DType dtype = DType::float32;

@@ -242,6 +242,22 @@ def test_options(name, reduction, isa, unaided):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_very_many_prefixes(reduction, dtype, unaided, cpu_kernel):
+    """Every prefix there is, more than a stripe has room for."""
+    leaves = [x.to(dtype) for x in SETS]
+    options = {"temperature": 0.3, "matryoshka_dims": range(1, 71), "reduction": reduction}
+    expected = outcome(co.info_nce, [x.double() for x in leaves], "reference", **options)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-2
+    for workspace_bytes in (None, 1 << 20):
+        options["workspace_bytes"] = workspace_bytes
+        actual = outcome(co.info_nce, leaves, "cpu", **options)
+        for a, e in zip(actual, expected, strict=True):
+            scale = e.abs().max().item()
+            torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance * scale)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_torch_backend(name):
     loss, leaves, options = CALLS[name]
