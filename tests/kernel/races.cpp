@@ -57,7 +57,8 @@ struct Shape {
   int64_t rows, keys, negatives, own, dim;
   bool two_directions, ids, smoothing;
   int64_t workspace_bytes;
-  enum { pair_of_sets, one_set, pairwise, prefixes } kind = pair_of_sets;
+  enum { pair_of_sets, one_set, pairwise } kind = pair_of_sets;
+  bool prefixes = false;
 };
 
 // Sizes off every block's edge, several stripes and tiles of rows and columns.
@@ -74,9 +75,16 @@ const Shape kShapes[] = {
     {"one pair of one set", 2, 2, 0, 0, 8, false, false, false, 1 << 20, Shape::one_set},
     {"pairs", 291, 333, 37, 0, 40, false, true, false, 64 << 20, Shape::pairwise},
     {"pairs, small workspace", 291, 333, 0, 0, 40, false, false, false, 1 << 16, Shape::pairwise},
-    {"prefixes", 291, 333, 37, 0, 40, false, true, true, 64 << 20, Shape::prefixes},
-    {"prefixes, small workspace", 291, 333, 0, 0, 40, false, false, false, 1 << 16,
-     Shape::prefixes},
+    {"prefixes", 291, 333, 37, 3, 40, false, true, true, 64 << 20, Shape::pair_of_sets, true},
+    {"prefixes, small workspace", 291, 333, 0, 3, 40, false, false, false, 1 << 16,
+     Shape::pair_of_sets, true},
+    {"prefixes both ways", 291, 333, 37, 3, 40, true, true, true, 64 << 20, Shape::pair_of_sets,
+     true},
+    {"prefixes both ways, small workspace", 291, 333, 0, 0, 40, true, false, false, 1 << 16,
+     Shape::pair_of_sets, true},
+    {"prefixes of one set", 290, 290, 0, 0, 40, false, true, true, 64 << 20, Shape::one_set, true},
+    {"prefixes of one set, small workspace", 290, 290, 0, 0, 40, false, false, false, 1 << 16,
+     Shape::one_set, true},
 };
 
 using Bytes = std::vector<unsigned char>;
@@ -129,8 +137,8 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   std::vector<Acc> loss(shape.rows), column_loss(shape.rows);
   const int64_t prefixes[] = {4, 10, 36, shape.dim};
   const double prefix_weight[] = {1, -0.5, 2, 1};
-  const int64_t levels = shape.kind == Shape::prefixes ? 4 : 1;
-  std::vector<double> row(3 * shape.rows * levels), column(3 * shape.keys);
+  const int64_t levels = shape.prefixes ? 4 : 1;
+  std::vector<double> row(3 * shape.rows * levels), column(3 * shape.keys * levels);
   std::vector<double> summary(contrastive_ops::summary_numbers * shape.rows);
   std::vector<int64_t> mutual(shape.rows);  // positives: 0 and 1, 2 and 3, ...
   for (int64_t i = 0; i < shape.rows; ++i) mutual[i] = i ^ 1;
@@ -180,7 +188,7 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
     p.pairwise = true;
     p.bias = Acc(-3);
   }
-  if (shape.kind == Shape::prefixes) {
+  if (shape.prefixes) {
     p.prefixes = prefixes;
     p.prefix_weight = prefix_weight;
     p.prefix_count = levels;
@@ -194,6 +202,8 @@ Bytes solve(const Shape& shape, DType dtype, int threads, bool split) {
   if (shape.two_directions) {
     p.column_loss = column_loss.data();
     p.column = {column.data(), nullptr, nullptr};
+    if (shape.smoothing) p.column.sum = column.data() + shape.keys;
+    if (shape.smoothing) p.column.count = column.data() + 2 * shape.keys;
   }
   auto ask_for_gradients = [&] {
     p.x_grad = x_grad.data();
