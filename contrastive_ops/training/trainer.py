@@ -51,6 +51,17 @@ class RecipeTrainer(SentenceTransformerTrainer):
         self.loss.after_backward()
         return found
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Also refuses a metric that is to choose the best model and is none of those found."""
+        found: dict[str, float] = super().evaluate(*args, **kwargs)
+        best = self.args.metric_for_best_model
+        names = {name.removeprefix("eval_") for name in found}
+        if self.args.load_best_model_at_end and best and best.removeprefix("eval_") not in names:
+            speed = {"epoch", "runtime", "samples_per_second", "steps_per_second"}
+            listed = ", ".join(sorted(names - speed))
+            raise ValueError(f"metric_for_best_model: got {best!r}, expected one of {listed}")
+        return found
+
     def end_step(self) -> None:
         """Adds up the times of a step."""
         self._steps += 1

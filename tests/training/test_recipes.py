@@ -247,6 +247,25 @@ def test_a_killed_run_goes_on_to_the_same_losses(data, bert, tmp_path):
         assert torch.equal(value, resumed.load().state_dict()[name]), name
 
 
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+def test_unknown_metric_for_the_best_model(prefix, data, bert, tmp_path):
+    """Said at the first evaluation, which is before any step."""
+    settings = settings_of(
+        "simcse-sup",
+        bert,
+        data=[str(data / "nli.csv")],
+        evaluate=[f"dev={data / 'dev.tsv'}"],
+        trainer={"load_best_model_at_end": True, "metric_for_best_model": f"{prefix}accuracy"},
+    )
+    message = f"metric_for_best_model: got '{prefix}accuracy', expected one of .*dev_spearman"
+    with pytest.raises(ValueError, match=message):
+        train(settings, tmp_path / "run", report=False)
+    assert (
+        not (tmp_path / "run" / "log.jsonl").exists()
+        or "loss" not in (tmp_path / "run" / "log.jsonl").read_text()
+    )
+
+
 def test_command_trains_seeds_and_is_finished_the_second_time(data, bert, tmp_path, capsys):
     command = ["train", "simcse-sup", "--traceback", "--model", str(bert)]
     command += ["--data", str(data / "triplets.tsv"), "--evaluate", f"dev={data / 'dev.tsv'}"]
