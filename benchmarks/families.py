@@ -12,7 +12,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -332,25 +332,55 @@ def _nt_xent(quick: bool) -> list[Comparison]:
 def _matryoshka(quick: bool) -> list[Comparison]:
     dims = [384, 256, 128, 64, 32]
     case: Row = {"n": 256 if quick else 4096, "dim": 384, "temperature": 0.05, "dims": dims}
+    both: Row = {**case, "symmetric": True}
+    views: Row = {**case, "n": case["n"] // 2}
 
-    def ours(case: Row) -> Loss:
+    def prefixes(case: Row, *rows: Tensor) -> Iterator[list[Tensor]]:
+        for dim in case["dims"]:
+            yield [x[:, :dim] / x[:, :dim].norm(dim=1, keepdim=True) for x in rows]
+
+    def ours(case: Row, **options: Any) -> Loss:
         from contrastive_ops import info_nce
 
-        return partial(info_nce, temperature=case["temperature"], matryoshka_dims=case["dims"])
+        symmetric = case.get("symmetric", False)
+        return partial(info_nce, temperature=case["temperature"], symmetric=symmetric, **options)
 
-    def one_width(case: Row) -> Loss:
-        from contrastive_ops import info_nce
+    def ours_of_views(case: Row, **options: Any) -> Loss:
+        from contrastive_ops import nt_xent
 
-        return partial(info_nce, temperature=case["temperature"])
+        return partial(nt_xent, temperature=case["temperature"], **options)
+
+    def of_prefixes(loss: Callable[..., Loss]) -> Variant:
+        return Variant(lambda case: loss(case, matryoshka_dims=case["dims"]))
+
+    def cross_entropies(logits: Tensor, symmetric: bool) -> Tensor:
+        target = torch.arange(len(logits))
+        loss = F.cross_entropy(logits, target)
+        return (loss + F.cross_entropy(logits.T, target)) / 2 if symmetric else loss
 
     def dense(case: Row) -> Loss:
-        target = torch.arange(case["n"])
-
         def loss(a: Tensor, b: Tensor) -> Tensor:
             total = a.new_zeros(())
             for dim in case["dims"]:
                 x, y = F.normalize(a[:, :dim], dim=1), F.normalize(b[:, :dim], dim=1)
-                total = total + F.cross_entropy(x @ y.T / case["temperature"], target)
+                logits = x @ y.T / case["temperature"]
+                total = total + cross_entropies(logits, case.get("symmetric", False))
+            return total
+
+        return loss
+
+    def dense_of_views(case: Row) -> Loss:
+        n = case["n"]
+        target = torch.arange(2 * n).roll(n)
+        itself = torch.eye(2 * n, dtype=torch.bool)
+
+        def loss(a: Tensor, b: Tensor) -> Tensor:
+            rows = torch.cat([a, b])
+            total = a.new_zeros(())
+            for dim in case["dims"]:
+                x = F.normalize(rows[:, :dim], dim=1)
+                logits = (x @ x.T / case["temperature"]).masked_fill(itself, -torch.inf)
+                total = total + F.cross_entropy(logits, target)
             return total
 
         return loss
@@ -367,30 +397,71 @@ def _matryoshka(quick: bool) -> list[Comparison]:
         def rows(a: Tensor, b: Tensor, part: slice) -> tuple[Tensor, int]:
             target = torch.arange(part.start, part.stop)
             total = a.new_zeros(())
-            for dim in case["dims"]:
-                x, y = (t[:, :dim] / t[:, :dim].norm(dim=1, keepdim=True) for t in (a[part], b))
-                total = total + F.cross_entropy(
-                    x @ y.T / case["temperature"], target, reduction="sum"
-                )
+            for x, y in prefixes(case, a, b):
+                ways = [(x, y), (y, x)] if case.get("symmetric") else [(x, y)]
+                for query, key in ways:
+                    logits = query[part] @ key.T / case["temperature"]
+                    total = total + F.cross_entropy(logits, target, reduction="sum") / len(ways)
             return total, len(target)
 
         return rows
 
+    def exact_of_views(case: Row) -> Sum:
+        n = case["n"]
+
+        def rows(a: Tensor, b: Tensor, part: slice) -> tuple[Tensor, int]:
+            row = torch.arange(part.start, part.stop)
+            row = torch.cat([row, row + n])
+            itself = row.unsqueeze(1) == torch.arange(2 * n)
+            total = a.new_zeros(())
+            for (x,) in prefixes(case, torch.cat([a, b])):
+                logits = (x[row] @ x.T / case["temperature"]).masked_fill(itself, -torch.inf)
+                total = total + F.cross_entropy(logits, (row + n) % (2 * n), reduction="sum")
+            return total, len(row)
+
+        return rows
+
+    def matrices(copies: int) -> Callable[[Row], float]:
+        return lambda case: copies * case["n"] ** 2 * 4.0
+
+    what = f"{len(dims)} prefixes, N = {case['n']}, D = 384"
     return [
         Comparison(
-            f"Matryoshka InfoNCE, {len(dims)} prefixes, N = {case['n']}, D = 384",
+            f"Matryoshka InfoNCE, {what}",
             case,
             pairs,
             {
-                OURS: Variant(ours),
-                f"{OURS}, one width": Variant(one_width),
-                "PyTorch, dense": Variant(dense, lambda c: 20.0 * c["n"] ** 2 * 4),
+                OURS: of_prefixes(ours),
+                f"{OURS}, one width": Variant(ours),
+                "PyTorch, dense": Variant(dense, matrices(20)),
                 "sentence-transformers, MatryoshkaLoss": Variant(
-                    sentence_transformers, lambda c: 30.0 * c["n"] ** 2 * 4
+                    sentence_transformers, matrices(30)
                 ),
             },
             exact,
-        )
+        ),
+        Comparison(
+            f"Matryoshka InfoNCE, two directions, {what}",
+            both,
+            pairs,
+            {
+                OURS: of_prefixes(ours),
+                f"{OURS}, one width": Variant(ours),
+                "PyTorch, dense": Variant(dense, matrices(30)),
+            },
+            exact,
+        ),
+        Comparison(
+            f"Matryoshka NT-Xent, {len(dims)} prefixes, 2 x {views['n']} views, D = 384",
+            views,
+            pairs,
+            {
+                OURS: of_prefixes(ours_of_views),
+                f"{OURS}, one width": Variant(ours_of_views),
+                "PyTorch, dense": Variant(dense_of_views, matrices(120)),
+            },
+            exact_of_views,
+        ),
     ]
 
 
