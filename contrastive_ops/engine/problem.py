@@ -151,9 +151,10 @@ def bias_of(problem: SimilarityProblem, operands: Operands) -> Tensor | float:
 
 def prefix(operands: Operands, dim: int) -> Operands:
     """The operands' first ``dim`` entries; exclusions and weights stay what they are."""
+    query = operands.query[:, :dim]
     return operands._replace(
-        query=operands.query[:, :dim],
-        key=operands.key[:, :dim],
+        query=query,
+        key=query if operands.key is operands.query else operands.key[:, :dim],
         negatives=None if operands.negatives is None else operands.negatives[:, :dim],
         own_negatives=(
             None if operands.own_negatives is None else operands.own_negatives[..., :dim]

@@ -67,6 +67,7 @@ def stripe_losses(
     *,
     backend: str | None = None,
     workspace_bytes: int | None = None,
+    width: int = 0,
     **options: Any,
 ) -> Tensor:
     """:func:`counted_stripe_losses` of a function that counts nothing."""
@@ -78,6 +79,7 @@ def stripe_losses(
         backend=backend,
         workspace_bytes=workspace_bytes,
         counts=0,
+        width=width,
         **options,
     )[0]
 

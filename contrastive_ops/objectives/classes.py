@@ -17,6 +17,7 @@ from ..engine.reference import log_sum_exp
 from ..engine.similarity import prepared
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import softplus, take_rows
+from .stretches import Stretches, as_options, each_similarity, stretches
 
 FEW = 8
 """Positives of a row up to which they are listed."""
@@ -89,9 +90,11 @@ def over_positives(
     weight: Weight | None,
     backend: str | None,
 ) -> Tensor:
-    """Row losses (or their weighted sum) from each row's logits with the others of its class.
+    """Row losses (or their weighted sum) from each row's logits with the others of its class; of
+    a problem on prefixes the weighted sum over them.
 
-    ``denominators`` (N,) is the log-sum-exp of the row's negatives, L_n; s_p are the positives'.
+    ``denominators`` (prefixes, N) are the log-sum-exps of the row's negatives, L_n; s_p are the
+    positives' logits.
 
     * ``"log_sum"``: log(e^{L_n} + sum_p e^{s_p}) - log sum_p e^{s_p}
     * ``"mean_own"``: the mean over p of log(e^{L_n} + e^{s_p}) - s_p
@@ -99,31 +102,37 @@ def over_positives(
 
     Rows alone in their class have loss 0.
     """
-    rows = take_rows(prepared(o.query, problem, o.accumulation_dtype), c.order)
-    columns = rows
+    rows = columns = _by_class(o.query, problem, o, c)
     if o.key is not o.query:
-        columns = take_rows(prepared(o.key, problem, o.accumulation_dtype), c.order)
+        columns = _by_class(o.key, problem, o, c)
     if isinstance(weight, Tensor):
         weight = weight[c.order]
     result = stripe_losses(
         _row_losses,
-        (rows, denominators[c.order], c.first, c.end),
-        (columns, o.temperature),
+        (*rows, denominators.T[c.order], c.first, c.end),
+        (*columns, o.temperature),
         weight,
         backend=backend,
         workspace_bytes=problem.workspace_bytes,
+        width=o.key.shape[0] * len(problem.prefixes),
         how=how,
         scale=problem.scale,
+        **as_options(problem, o.query.shape[1]),
     )
     if weight is not None:
         return result
     return torch.empty_like(result).scatter(0, c.order, result)
 
 
+def _by_class(x: Tensor, problem: SimilarityProblem, o: Operands, c: Classes) -> Stretches:
+    parts = stretches(x, problem, o.accumulation_dtype)
+    return Stretches(*[None if part is None else take_rows(part, c.order) for part in parts])  # type: ignore[arg-type]
+
+
 @row_loss
 def _row_losses(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
-    x, denominators, first, end = rows
-    y, temperature = shared
+    x, x_carry, denominators, first, end = rows
+    y, y_carry, temperature = shared
     assert x is not None
     assert denominators is not None
     assert first is not None
@@ -134,17 +143,23 @@ def _row_losses(rows: Tensors, shared: Tensors, start: int, **options: Any) -> T
     column = torch.arange(low, high, device=x.device)
     row = torch.arange(start, start + x.shape[0], device=x.device).unsqueeze(1)
     positive = (column >= first.unsqueeze(1)) & (column < end.unsqueeze(1)) & (column != row)
-    logits = x @ y[low:high].T * scale
     some = end - first > 1
-    denominators = torch.where(some, denominators, 0.0)
-    if options["how"] == "log_sum":
-        lse = log_sum_exp(logits.masked_fill(~positive, -torch.inf))
-        losses = softplus(denominators - torch.where(some, lse, 0.0))
-    else:
-        alone = softplus(denominators.unsqueeze(1) - logits)
-        if options["how"] == "mean_own":
-            count = positive.sum(1).clamp(min=1).to(x.dtype)
-            losses = torch.where(positive, alone, 0.0).sum(1) / count
+    denominators = torch.where(some.unsqueeze(1), denominators, 0.0)
+    columns = Stretches(y[low:high], None if y_carry is None else y_carry[low:high])
+    prefixes = each_similarity(Stretches(x, x_carry), columns, options["ends"], options["weights"])
+    losses = torch.zeros_like(denominators[:, 0])
+    for (weight, similarity), denominator in zip(prefixes, denominators.unbind(1), strict=True):
+        logits = similarity * scale
+        if options["how"] == "log_sum":
+            lse = log_sum_exp(logits.masked_fill(~positive, -torch.inf))
+            part = softplus(denominator - torch.where(some, lse, 0.0))
         else:
-            losses = -torch.where(some, log_sum_exp((-alone).masked_fill(~positive, -torch.inf)), 0)
+            alone = softplus(denominator.unsqueeze(1) - logits)
+            if options["how"] == "mean_own":
+                count = positive.sum(1).clamp(min=1).to(x.dtype)
+                part = torch.where(positive, alone, 0.0).sum(1) / count
+            else:
+                lse = log_sum_exp((-alone).masked_fill(~positive, -torch.inf))
+                part = -torch.where(some, lse, 0)
+        losses = losses + weight * part
     return torch.where(some, losses, 0.0)

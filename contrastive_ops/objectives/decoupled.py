@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem
-from ..engine.reductions import row_lse, score_sum
+from ..engine.reductions import row_lse, row_lses, score_sum
 from .arguments import Number, Reduction, describe, divisor, pairs, reduced, row_ids, softplus
 from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
@@ -98,8 +98,7 @@ def debiased_nce(
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
         positive_prior: tau+ in [0, 1), the share of negatives that are positives in truth.
         hardness: beta >= 0; the weights are differentiated, as in the authors' code.
-        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`, one prefix
-            after another.
+        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`.
         normalize: cosine similarity; with dot products the floor e^{-1/T} is the authors' all the
             same.
         reduction: ``"mean"`` or ``"sum"`` over the 2 N rows, or ``"none"``, (2 N,).
@@ -122,13 +121,14 @@ def debiased_nce(
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     count = math.log(operands.query.shape[0] - 2)
 
-    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
+    if beta:
+        harder = row_lses(*_sharper(problem, operands, 1 + beta), backend)
+        negatives = count + harder - row_lses(*_sharper(problem, operands, beta), backend)
+    else:
+        negatives = row_lses(problem, operands, backend)
+
+    def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
         positives = score_sum(p, o, other)
-        if beta:
-            harder = row_lse(*_sharper(p, o, 1 + beta), backend)
-            negatives = count + harder - row_lse(*_sharper(p, o, beta), backend)
-        else:
-            negatives = row_lse(p, o, backend)
         # Everything relative to the positive: log G - s_p, the difference taken where it is > 0.
         excess = negatives - positives
         if prior:
@@ -140,7 +140,7 @@ def debiased_nce(
         floor = count - 1 / _temperature(temperature, positives) - positives
         return softplus(torch.maximum(excess, floor))
 
-    return reduced(weighted_sum(problem, operands, losses), reduction)
+    return reduced(weighted_sum(problem, operands, losses, negatives), reduction)
 
 
 def _two_views(

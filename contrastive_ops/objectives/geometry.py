@@ -88,7 +88,7 @@ def uniformity(
     if n < 2:
         raise ValueError("x: got 1 row, expected at least 2: one makes no pair")
     x = unit_rows(wide(x)) if check.flag("normalize", normalize) else wide(x)
-    query, key = squared_l2_factors(x, x)
+    query, key, _ = squared_l2_factors(x, x)
     problem, operands = describe(
         query,
         key,

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.similarity import prepared, unit_rows
+from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, row_loss, stripe_losses
 from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
 from .info_nce import reduced_softmax
-from .matryoshka import Dims, Weights, summed
+from .matryoshka import Dims, Weights, with_prefixes
 from .statistics import Receiver
+from .stretches import Stretches, as_options, each_similarity, stretches
 
 
 def threshold_guided_nce(
@@ -96,33 +97,33 @@ def threshold_guided_nce(
         )
     if statistics is not None:
         raise ValueError(f"statistics: got {statistics!r}, expected None with {objective=}")
-    share = shares(reduction, n)
-
-    def loss(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
-        unit, keys = (prepared(x, problem, operands.accumulation_dtype) for x in (query, key))
-        others = None
-        if negatives is not None:
-            others = prepared(negatives, problem, operands.accumulation_dtype)
-        return stripe_losses(
-            _softmax_bce,
-            (unit, guide_query.to(unit.dtype), row_ids(n, query)),
-            (keys, others, guide_key.to(unit.dtype), operands.temperature),
-            share,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
-            scale=problem.scale,
-            threshold=threshold,
-            leave_out=excluded_logit is None,
-        )
-
-    rows = (query, key) if negatives is None else (query, key, negatives)
-    return summed(loss, rows, matryoshka_dims, matryoshka_weights)
+    problem, operands = with_prefixes(
+        problem, operands._replace(negatives=negatives), matryoshka_dims, matryoshka_weights
+    )
+    dtype = operands.accumulation_dtype
+    unit, keys = (stretches(x, problem, dtype) for x in operands[:2])
+    others: tuple[Tensor | None, Tensor | None] = (None, None)
+    if operands.negatives is not None:
+        others = stretches(operands.negatives, problem, dtype)
+    return stripe_losses(
+        _softmax_bce,
+        (*unit, guide_query.to(dtype), row_ids(n, query)),
+        (*keys, *others, guide_key.to(dtype), operands.temperature),
+        shares(reduction, n),
+        backend=backend,
+        workspace_bytes=workspace_bytes,
+        width=(n + (0 if negatives is None else negatives.shape[0])) * len(problem.prefixes),
+        scale=problem.scale,
+        threshold=threshold,
+        leave_out=excluded_logit is None,
+        **as_options(problem, operands.query.shape[1]),
+    )
 
 
 @row_loss
 def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
-    query, guide_query, index = rows
-    key, negatives, guide_key, temperature = shared
+    query, query_carry, guide_query, index = rows
+    key, key_carry, negatives, negatives_carry, guide_key, temperature = shared
     assert query is not None
     assert guide_query is not None
     assert index is not None
@@ -131,14 +132,23 @@ def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> 
     scale = options["scale"] if temperature is None else temperature.to(key.dtype).reciprocal()
     own = torch.arange(key.shape[0], device=key.device) == index.unsqueeze(1)
     out = (guide_query @ guide_key.T > options["threshold"]) & ~own
-    logits = query @ key.T * scale
-    logits = logits.masked_fill(out, -torch.inf if options["leave_out"] else 0.0)
     if negatives is not None:
-        logits = torch.cat([logits, query @ negatives.T * scale], 1)
         own = torch.nn.functional.pad(own, (0, negatives.shape[0]))
-    log_p = logits - logits.logsumexp(1, keepdim=True)
-    positive = torch.where(own, log_p, 0.0).sum(1)
-    return -(positive + log1m_exp(log_p.masked_fill(own, -torch.inf)).sum(1)) / logits.shape[1]
+    x, prefixes = Stretches(query, query_carry), (options["ends"], options["weights"])
+    blocks = [each_similarity(x, Stretches(key, key_carry), *prefixes)]
+    if negatives is not None:
+        blocks.append(each_similarity(x, Stretches(negatives, negatives_carry), *prefixes))
+    losses = torch.zeros_like(query[:, 0])
+    for parts in zip(*blocks, strict=True):
+        weight = parts[0][0]
+        logits = [similarity * scale for _, similarity in parts]
+        logits[0] = logits[0].masked_fill(out, -torch.inf if options["leave_out"] else 0.0)
+        every = logits[0] if len(logits) == 1 else torch.cat(logits, 1)
+        log_p = every - every.logsumexp(1, keepdim=True)
+        positive = torch.where(own, log_p, 0.0).sum(1)
+        rest = log1m_exp(log_p.masked_fill(own, -torch.inf)).sum(1)
+        losses = losses - weight * (positive + rest) / every.shape[1]
+    return losses
 
 
 def log1m_exp(x: Tensor) -> Tensor:

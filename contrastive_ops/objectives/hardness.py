@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem
-from ..engine.reductions import row_lse, score_sum
+from ..engine.reductions import row_lses, score_sum
 from .arguments import (
     Number,
     Reduction,
@@ -21,7 +21,7 @@ from .arguments import (
     wide,
     workspace,
 )
-from .matryoshka import Dims, Weights, summed
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 
 def hardness_weighted_nce(
@@ -53,7 +53,7 @@ def hardness_weighted_nce(
         hardness_of: which negatives it weighs: all, the other queries' keys, or ``negatives``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
         matryoshka_dims, matryoshka_weights, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; one prefix after another.
+            :func:`contrastive_ops.info_nce`.
 
     Returns:
         0-dim, or (N,): float32, float64 for float64 inputs. Once differentiable: a second
@@ -75,26 +75,30 @@ def hardness_weighted_nce(
         raise ValueError(f"key: got {key.shape[0]} rows, expected {query.shape[0]} as in query")
     scale, tensor = divisor(temperature, query)
     ids = row_ids(query.shape[0], query).view(1, -1)
-    problem = SimilarityProblem(scale=scale, workspace_bytes=workspace(workspace_bytes))
+    problem, operands = with_prefixes(
+        SimilarityProblem(scale=scale, workspace_bytes=workspace(workspace_bytes)),
+        Operands(query, key, negatives, temperature=tensor),
+        matryoshka_dims,
+        matryoshka_weights,
+    )
+    plain = operands._replace(negatives=None)
+    blocks = [(operands.key, ids, hardness_of != "negatives")]
+    if operands.negatives is not None:
+        strangers = torch.full((1, operands.negatives.shape[0]), -1, device=query.device)
+        blocks.append((operands.negatives, strangers, hardness_of != "in_batch"))
+    sums = [
+        _row_lses(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
+        for block, block_ids, raised in blocks
+    ]
+    negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
 
-    def losses(query: Tensor, key: Tensor, negatives: Tensor | None = None) -> Tensor:
-        plain = Operands(query, key, temperature=tensor)
-        blocks = [(key, ids, hardness_of != "negatives")]
-        if negatives is not None:
-            strangers = torch.full((1, negatives.shape[0]), -1, device=query.device)
-            blocks.append((negatives, strangers, hardness_of != "in_batch"))
-        sums = [
-            _row_lse(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
-            for block, block_ids, raised in blocks
-        ]
-        negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
-        return softplus(negative - score_sum(problem, plain))
+    def losses(p: SimilarityProblem, o: Operands, negative: Tensor) -> Tensor:
+        return softplus(negative - score_sum(p, o))
 
-    rows = (query, key) if negatives is None else (query, key, negatives)
-    return reduced(summed(losses, rows, matryoshka_dims, matryoshka_weights), reduction)
+    return reduced(weighted_sum(problem, plain, losses, negative), reduction)
 
 
-def _row_lse(
+def _row_lses(
     problem: SimilarityProblem,
     plain: Operands,
     block: Tensor,
@@ -103,11 +107,11 @@ def _row_lse(
     alpha: float,
     backend: str | None,
 ) -> Tensor:
-    """Log-sum-exp of s / T + alpha sg(s): the sharper logits (1 / T + alpha) s, whose gradient
+    """Log-sum-exps of s / T + alpha sg(s): the sharper logits (1 / T + alpha) s, whose gradient
     reaches the rows as that of s / T does."""
     operands = plain._replace(key=block, query_ids=ids, key_ids=block_ids)
     if not alpha:
-        return row_lse(problem, operands, backend)
+        return row_lses(problem, operands, backend)
     if operands.temperature is None:
         sharper = problem.scale + alpha
         share: Tensor | float = problem.scale / sharper
@@ -117,7 +121,7 @@ def _row_lse(
         share = (inverse / (inverse + alpha)).detach()
         operands = operands._replace(temperature=(inverse + alpha).reciprocal())
     rows = [_with_share_of_gradient(x, share) for x in (operands.query, operands.key)]
-    return row_lse(problem, operands._replace(query=rows[0], key=rows[1]), backend)
+    return row_lses(problem, operands._replace(query=rows[0], key=rows[1]), backend)
 
 
 def _with_share_of_gradient(x: Tensor, share: Tensor | float) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.reductions import row_lse, score_sum
+from ..engine.problem import Operands, SimilarityProblem
+from ..engine.reductions import row_lses, score_sum
 from .arguments import Number, Reduction, describe, pairs, reduced, row_ids
-from .matryoshka import Dims, Weights, summed
+from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
 
 Direction = Literal["query_to_key", "query_to_query", "key_to_query", "key_to_key"]
 DIRECTIONS: tuple[Direction, ...] = (
@@ -51,7 +52,7 @@ def joint_nce(
         pair_counts: how often s(q_i, k_i) is in Z_i where both sums over pairs are: twice as the
             formula is written, or once. (Which of the two the authors ran is not public.)
         matryoshka_dims, matryoshka_weights, normalize, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; one prefix after another.
+            :func:`contrastive_ops.info_nce`.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
 
     Returns:
@@ -72,33 +73,35 @@ def joint_nce(
         raise ValueError(f"pair_counts: got {pair_counts!r}, expected 1 or 2")
     ids = row_ids(query.shape[0], query)
 
-    def losses(query: Tensor, key: Tensor) -> Tensor:
-        sums = []
-        for anchor, other, across, within in (
-            (query, key, "query_to_key", "query_to_query"),
-            (key, query, "key_to_query", "key_to_key"),
-        ):
-            blocks = [b for b, name in ((other, across), (anchor, within)) if name in directions]
-            if not blocks:
-                continue
-            problem, operands = describe(
-                anchor,
-                torch.cat(blocks),
-                temperature=temperature,
-                normalize=normalize,
-                ids=ids,
-                key_ids=ids.repeat(len(blocks)),
-                workspace_bytes=workspace_bytes,
-            )
-            sums.append(row_lse(problem, operands, backend))
-        pair = score_sum(problem, operands._replace(query=query, key=key))
-        twice = "key_to_query" in directions and pair_counts == 2
+    sums = []
+    for anchor, other, across, within in (
+        (query, key, "query_to_key", "query_to_query"),
+        (key, query, "key_to_query", "key_to_key"),
+    ):
+        blocks = [b for b, name in ((other, across), (anchor, within)) if name in directions]
+        if not blocks:
+            continue
+        problem, operands = describe(
+            anchor,
+            torch.cat(blocks),
+            temperature=temperature,
+            normalize=normalize,
+            ids=ids,
+            key_ids=ids.repeat(len(blocks)),
+            workspace_bytes=workspace_bytes,
+        )
+        problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+        sums.append(row_lses(problem, operands, backend))
+    negatives = sums[0] if len(sums) == 1 else _logaddexp(*sums)
+    twice = "key_to_query" in directions and pair_counts == 2
+
+    def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
+        pair = score_sum(p, o)
         own = torch.full_like(pair, 2.0 if twice else 1.0).log()
-        negatives = sums[0] if len(sums) == 1 else _logaddexp(*sums)
         return _logaddexp(negatives - pair, own)
 
-    parts = summed(losses, (query, key), matryoshka_dims, matryoshka_weights)
-    return reduced(parts, reduction)
+    operands = operands._replace(query=query, key=key)
+    return reduced(weighted_sum(problem, operands, losses, negatives), reduction)
 
 
 def _logaddexp(x: Tensor, y: Tensor) -> Tensor:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.similarity import unit_rows
+from ..engine.describe import describe as describe_info_nce
+from ..engine.problem import Operands, SimilarityProblem, on_prefixes
+from ..engine.reductions import row_lses, score_sum
+from ..engine.reference import Logits, cross_entropy
+from ..engine.similarity import positive_index, unit_rows
 from ..engine.softmax_ce import softmax_ce
-from .arguments import Number, Reduction, describe, divisor, matrices, pairs, row_ids, shares, wide
-from .distance import squared_l2_factors, with_key_bias
+from .arguments import (
+    Number,
+    Reduction,
+    describe,
+    divisor,
+    matrices,
+    pairs,
+    reduced,
+    row_ids,
+    shares,
+    wide,
+)
+from .distance import with_key_bias
 from .info_nce import info_nce
-from .matryoshka import Dims, Weights, summed
+from .matryoshka import Dims, Weights, checked_prefixes, weighted_sum, widened, with_prefixes
 from .statistics import Receiver
 
 
@@ -36,16 +52,17 @@ def sampled_softmax(
 ) -> Tensor:
     r"""In-batch softmax with popularity correction: logits :math:`s_{ij}/T - \log p_j`.
 
-    The bias rides along as one more column of the rows, so 3 matrix products of width D + 1.
+    The bias rides along as one more column of the rows, so 3 matrix products of width D + 1. (On
+    prefixes of unit rows, whose norms differ, it cannot: 4 of width D, and statistics from a scan
+    of their own.)
 
     Args:
         query, key: (N, D) and (M, D).
         key_log_probability: (M,) log of the probability of key j being in the batch, floating,
             finite, not differentiated.
         temperature, positives, query_ids, key_ids, matryoshka_dims, matryoshka_weights, normalize,
-        reduction, backend, workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`, one
-            prefix after another; the defaults are the raw dot product. Statistics are of the logits
-            with their correction.
+        reduction, backend, workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`; the
+            defaults are the raw dot product. Statistics are of the logits with their correction.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -59,26 +76,97 @@ def sampled_softmax(
     scale, tensor = divisor(temperature, query)
     check.flag("normalize", normalize)
     bias = -key_log_probability.detach()
-
-    def loss(query: Tensor, key: Tensor, statistics: Receiver | None = None) -> Tensor:
+    among: dict[str, Any] = {
+        "temperature": temperature,
+        "positives": positives,
+        "query_ids": query_ids,
+        "key_ids": key_ids,
+        "reduction": reduction,
+        "backend": backend,
+        "workspace_bytes": workspace_bytes,
+    }
+    prefixes = None
+    if matryoshka_dims is not None or matryoshka_weights is not None:
+        prefixes = checked_prefixes(query.shape[1], matryoshka_dims, matryoshka_weights)
         if normalize:
-            query, key = unit_rows(wide(query)), unit_rows(wide(key))
-        query, key = with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor)
-        return info_nce(
-            query,
-            key,
-            temperature=temperature,
-            positives=positives,
-            query_ids=query_ids,
-            key_ids=key_ids,
-            normalize=False,
-            reduction=reduction,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
-            statistics=statistics,
-        )
+            if statistics is not None:
+                longest = max(prefixes)[0]
+                with torch.no_grad():
+                    sampled_softmax(
+                        query[:, :longest],
+                        key[:, :longest],
+                        key_log_probability,
+                        normalize=True,
+                        statistics=statistics,
+                        **among,
+                    )
+            return _sampled_softmax_of_unit_prefixes(query, key, bias, prefixes, **among)
+    if normalize:
+        query, key = unit_rows(wide(query)), unit_rows(wide(key))
+    return info_nce(
+        *with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor),
+        normalize=False,
+        matryoshka_dims=None if prefixes is None else [1 + dim for dim, _ in prefixes],
+        matryoshka_weights=matryoshka_weights,
+        statistics=statistics,
+        **among,
+    )
 
-    return summed(loss, (query, key), matryoshka_dims, matryoshka_weights, statistics)
+
+def _sampled_softmax_of_unit_prefixes(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor,
+    prefixes: list[tuple[int, float]],
+    *,
+    reduction: Reduction,
+    backend: str | None,
+    **among: Any,
+) -> Tensor:
+    """The keys as explicit negatives, whose log-weights the kernels know, and positives by hand."""
+    problem, operands = describe_info_nce(
+        query,
+        key,
+        None,
+        symmetric=False,
+        in_batch=True,
+        negatives_scope="all",
+        negative_ids=None,
+        false_negative_margin=None,
+        guide=None,
+        guide_margin=0.0,
+        margin=0.0,
+        negative_log_weight=None,
+        own_negative_log_weight=None,
+        label_smoothing=0.0,
+        normalize=True,
+        **among,
+    )
+    problem, operands = on_prefixes(problem, operands, prefixes)
+    index = positive_index(operands)
+    bias = bias.to(operands.accumulation_dtype)
+    # A query's positives are left out by ids: a row of them for each.
+    ids = [index.T]
+    candidate_ids = [row_ids(key.shape[0], key).expand(index.shape[1], -1)]
+    if operands.query_ids is not None and operands.key_ids is not None:
+        ids.append(operands.query_ids)
+        candidate_ids.append(operands.key_ids)
+    others = operands._replace(
+        negatives=operands.key,
+        negative_bias=bias,
+        query_ids=torch.cat(ids),
+        negative_ids=torch.cat(candidate_ids),
+        key_ids=None,
+    )
+
+    def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
+        columns = [score_sum(p, o, column.unsqueeze(1)) for column in index.unbind(1)]
+        logits = torch.stack(columns, 1) + bias[index.clamp(min=0)]
+        logits = logits.masked_fill(index < 0, -torch.inf)
+        return cross_entropy(Logits(logits, (negatives.unsqueeze(1),)), 0.0)
+
+    negatives = row_lses(problem._replace(in_batch=False), others, backend)
+    return reduced(weighted_sum(problem, operands, losses, negatives), reduction)
 
 
 def squared_l2_nce(
@@ -96,13 +184,13 @@ def squared_l2_nce(
 ) -> Tensor:
     r"""InfoNCE over squared Euclidean distances: logits :math:`-\|q_i - k_j\|^2 / T`.
 
-    T = 2 is a Gaussian of unit variance. Runs as dot products of width D + 2.
+    T = 2 is a Gaussian of unit variance. Runs as dot products of width D + 2 (D + 2 L on L
+    prefixes).
 
     Args:
         query, key: (N, D) and (M, D), M >= N, rows as they are; key i is the positive of query i.
         temperature, symmetric, matryoshka_dims, matryoshka_weights, reduction, backend,
-        workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`; one prefix after
-            another.
+        workspace_bytes, statistics: as in :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -111,20 +199,21 @@ def squared_l2_nce(
     symmetric).
     """
 
-    def loss(query: Tensor, key: Tensor, statistics: Receiver | None = None) -> Tensor:
-        return info_nce(
-            *squared_l2_factors(query, key),
-            temperature=temperature,
-            symmetric=symmetric,
-            normalize=False,
-            reduction=reduction,
-            backend=backend,
-            workspace_bytes=workspace_bytes,
-            statistics=statistics,
-        )
-
-    rows = matrices(query=query, key=key)
-    return summed(loss, rows, matryoshka_dims, matryoshka_weights, statistics)
+    query, key = matrices(query=query, key=key)
+    query, key, matryoshka_dims = widened(query, key, matryoshka_dims, matryoshka_weights)
+    return info_nce(
+        query,
+        key,
+        temperature=temperature,
+        symmetric=symmetric,
+        normalize=False,
+        matryoshka_dims=matryoshka_dims,
+        matryoshka_weights=matryoshka_weights,
+        reduction=reduction,
+        backend=backend,
+        workspace_bytes=workspace_bytes,
+        statistics=statistics,
+    )
 
 
 def brownian_bridge_nce(
@@ -221,7 +310,7 @@ def gaussian_decay_nce(
         guide: ``(guide_query, guide_negatives)``, (N, G) each, the base model's embeddings.
         decay_width: alpha > 0, in logits (the authors: 0.17 for BERT, 8.58 for RoBERTa).
         temperature, matryoshka_dims, matryoshka_weights, reduction, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; one prefix after another, the guide whole.
+            :func:`contrastive_ops.info_nce`; the guide is whole.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -241,25 +330,36 @@ def gaussian_decay_nce(
     ids = row_ids(query.shape[0], query)
     of_base = _cosines(*base)
 
-    def loss(query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
-        problem, operands = describe(
-            query, key, temperature=temperature, ids=ids, workspace_bytes=workspace_bytes
-        )
-        scale: Tensor | float = problem.scale
-        if operands.temperature is not None:
-            scale = 1 / operands.temperature.detach().to(operands.accumulation_dtype)
-        own = _cosines(query, negatives) * scale
-        gap = own - of_base.to(own.dtype) * scale
-        weight = torch.where(gap > 0, 0.0, -own * torch.exp(-gap.square() / (2 * width**2)))
-        operands = operands._replace(
-            negatives=negatives,
-            negative_ids=ids.view(1, -1),
-            own_negatives=negatives.unsqueeze(1),
-            own_bias=weight.unsqueeze(1),
-        )
-        return softmax_ce(problem, operands, shares(reduction, query.shape[0]), backend)
+    problem, operands = describe(
+        query, key, temperature=temperature, ids=ids, workspace_bytes=workspace_bytes
+    )
+    operands = operands._replace(negatives=negatives, negative_ids=ids.view(1, -1))
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
 
-    return summed(loss, (query, key, negatives), matryoshka_dims, matryoshka_weights)
+    def own_weight(p: SimilarityProblem, o: Operands) -> Tensor:
+        assert o.negatives is not None
+        scale: Tensor | float = p.scale
+        if o.temperature is not None:
+            scale = 1 / o.temperature.detach().to(o.accumulation_dtype)
+        own = _cosines(o.query, o.negatives) * scale
+        gap = own - of_base.to(own.dtype) * scale
+        return torch.where(gap > 0, 0.0, -own * torch.exp(-gap.square() / (2 * width**2)))
+
+    if not problem.prefixes:
+        whole = operands._replace(
+            own_negatives=negatives.unsqueeze(1),
+            own_bias=own_weight(problem, operands).unsqueeze(1),
+        )
+        return softmax_ce(problem, whole, shares(reduction, query.shape[0]), backend)
+
+    def losses(p: SimilarityProblem, o: Operands, others: Tensor) -> Tensor:
+        positive = score_sum(p, o)
+        own = score_sum(p, o._replace(key=o.negatives)) + own_weight(p, o)  # type: ignore[arg-type]
+        parts = Logits(positive.unsqueeze(1), (others.unsqueeze(1), own.unsqueeze(1)))
+        return cross_entropy(parts, 0.0)
+
+    others = row_lses(problem, operands, backend)
+    return reduced(weighted_sum(problem, operands, losses, others), reduction)
 
 
 def _cosines(x: Tensor, y: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, each_prefix, on_prefixes
 from .arguments import Number
+from .distance import squared_l2_factors
 from .distillation import embedding_kl
-from .statistics import Receiver
 
 Dims = Sequence[int] | None
 Weights = Sequence[Number] | None
@@ -27,9 +27,7 @@ def matryoshka(
 ) -> Tensor:
     r"""Any loss as a Matryoshka loss: :math:`\sum_d w_d\, \mathrm{loss}(x_{:d}, y_{:d}, \ldots)`.
 
-    One prefix after another. The softmax family has ``matryoshka_dims``, which for
-    :func:`contrastive_ops.info_nce`, :func:`nt_xent` and all whose loss is linear in
-    log-sum-exps is one pass over D instead.
+    One prefix after another. The softmax family has ``matryoshka_dims``: one pass over D instead.
 
         matryoshka(lambda u, v: angle(u, v, targets), u, v, dims=[768, 256, 64])
 
@@ -44,7 +42,14 @@ def matryoshka(
 
     Source: Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv 2205.13147).
     """
-    return summed(loss, embeddings, dims, weights)
+    for x in embeddings:
+        check.matrix("embeddings", x, (2, 3))
+        check.same("embeddings", x, "embeddings[0]", embeddings[0])
+    parts = [
+        w * loss(*[x[..., :dim] for x in embeddings])
+        for dim, w in checked_prefixes(embeddings[0].shape[-1], dims, weights)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def adaptive_layers(
@@ -135,7 +140,7 @@ def with_prefixes(
     """The problem on these prefixes; as it is where there are none."""
     if dims is None and weights is None:
         return problem, operands
-    return on_prefixes(problem, operands, _checked(operands.query.shape[1], dims, weights))
+    return on_prefixes(problem, operands, checked_prefixes(operands.query.shape[1], dims, weights))
 
 
 def weighted_sum(
@@ -155,32 +160,17 @@ def weighted_sum(
     return sum(parts[1:], parts[0])
 
 
-def summed(
-    loss: Callable[..., Tensor],
-    rows: Sequence[Tensor],
-    dims: Dims,
-    weights: Weights,
-    statistics: Receiver | None = None,
-) -> Tensor:
-    """sum_d w_d loss(*prefixes), one after another: losses that are not linear in log-sum-exps.
-
-    ``statistics`` go to the loss on the longest prefix, as its keyword argument.
-    """
-    asked = {} if statistics is None else {"statistics": statistics}
+def widened(x: Tensor, y: Tensor, dims: Dims, weights: Weights) -> tuple[Tensor, Tensor, Dims]:
+    """:func:`.distance.squared_l2_factors`, and where the prefixes end in them."""
     if dims is None and weights is None:
-        return loss(*rows, **asked)
-    for x in rows:
-        check.matrix("embeddings", x, (2, 3))
-        check.same("embeddings", x, "embeddings[0]", rows[0])
-    (dim, w), *others = sorted(_checked(rows[0].shape[-1], dims, weights), reverse=True)
-    total = w * loss(*[x[..., :dim] for x in rows], **asked)
-    for dim, w in others:
-        total = total + w * loss(*[x[..., :dim] for x in rows])
-    return total
+        return *squared_l2_factors(x, y)[:2], None
+    ends = [dim for dim, _ in checked_prefixes(x.shape[1], dims, weights)]
+    x, y, widths = squared_l2_factors(x, y, ends)
+    return x, y, [widths[end] for end in ends]
 
 
-def _checked(width: int, dims: Dims, weights: Weights) -> list[tuple[int, float]]:
-    """(dim, weight) of each prefix."""
+def checked_prefixes(width: int, dims: Dims, weights: Weights) -> list[tuple[int, float]]:
+    """(dim, weight) of each prefix of rows of this width."""
     if dims is None:
         raise ValueError("matryoshka_weights: expected matryoshka_dims besides them, got none")
     if (

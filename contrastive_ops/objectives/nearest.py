@@ -106,7 +106,7 @@ def extreme_within(
 def _factors(rows: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
     """Rows whose dot products rise with closeness. (By distances, a zero row would be closer than
     its cosine of 0 to everything says.)"""
-    return (rows, rows) if cosine else squared_l2_factors(rows, rows)
+    return (rows, rows) if cosine else squared_l2_factors(rows, rows)[:2]
 
 
 def _apart(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, one_set
-from ..engine.reductions import row_lse, score_sum
+from ..engine.reductions import row_lses, score_sum
 from .arguments import (
     Number,
     Reduction,
@@ -119,13 +119,13 @@ def nt_xent(
         statistics=statistics,
     )
 
-    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
-        negatives = row_lse(*one_set(p, o, sample), backend)
+    def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
         positives = [score_sum(p, o, column.unsqueeze(1)) for column in others.unbind(1)]
         return softplus(negatives.unsqueeze(1) - torch.stack(positives, 1)).mean(1)
 
-    on_prefixes = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
-    return reduced(weighted_sum(*on_prefixes, losses), reduction)
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    negatives = row_lses(*one_set(problem, operands, sample), backend)
+    return reduced(weighted_sum(problem, operands, losses, negatives), reduction)
 
 
 def _refuse(**options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..engine.problem import Operands, SimilarityProblem
-from ..engine.reductions import row_lse
+from ..engine.reductions import row_lses
 from .arguments import Number, Reduction, reduced, softplus
 from .groups import against_others, own_logits
 from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
@@ -34,7 +34,7 @@ def own_positive_nce(
         query: (N, D).
         positives: (N, P, D), P >= 1: a layer each, a view each.
         temperature, matryoshka_dims, matryoshka_weights, normalize, reduction, backend,
-        workspace_bytes: as in :func:`contrastive_ops.info_nce`; one prefix after another.
+        workspace_bytes: as in :func:`contrastive_ops.info_nce`.
 
     Raises:
         ValueError: as in :func:`info_nce`.
@@ -52,9 +52,10 @@ def own_positive_nce(
         workspace_bytes=workspace_bytes,
     )
 
-    def losses(p: SimilarityProblem, o: Operands) -> Tensor:
-        negatives = row_lse(p, o, backend).unsqueeze(1)
-        return softplus(negatives - own_logits(p, o)).mean(1)
-
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
-    return reduced(weighted_sum(problem, operands, losses), reduction)
+
+    def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
+        return softplus(negatives.unsqueeze(1) - own_logits(p, o)).mean(1)
+
+    negatives = row_lses(problem, operands, backend)
+    return reduced(weighted_sum(problem, operands, losses, negatives), reduction)

@@ -7,12 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 from ..engine import check
-from ..engine.reductions import row_lse
+from ..engine.reductions import row_lses
 from .arguments import Number, Reduction, describe, matrices, shares, temperature_or, wide
 from .arguments import labels as checked_labels
 from .classes import classes, over_positives
-from .distance import squared_l2_factors
-from .matryoshka import Dims, Weights, summed
+from .matryoshka import Dims, Weights, widened, with_prefixes
 
 
 def soft_nearest_neighbor(
@@ -43,7 +42,7 @@ def soft_nearest_neighbor(
         distance: d, the squared Euclidean distance of the rows as they are, or 1 - cosine.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
         matryoshka_dims, matryoshka_weights, backend, workspace_bytes: as in
-            :func:`contrastive_ops.info_nce`; one prefix after another.
+            :func:`contrastive_ops.info_nce`.
 
     Returns:
         0-dim, or (N,): float32, float64 for float64 inputs.
@@ -63,19 +62,17 @@ def soft_nearest_neighbor(
     if isinstance(weight, Tensor):
         weight = weight.to(wide(rows[:0]).dtype)
 
-    def loss(rows: Tensor) -> Tensor:
-        query, key = rows, rows
-        if distance == "sq_l2":
-            query, key = squared_l2_factors(rows, rows)
-        problem, operands = describe(
-            query,
-            key,
-            temperature=temperature,
-            normalize=distance == "cosine",
-            ids=label,
-            workspace_bytes=workspace_bytes,
-        )
-        negatives = row_lse(problem, operands, backend)
-        return over_positives("log_sum", problem, operands, found, negatives, weight, backend)
-
-    return summed(loss, (rows,), matryoshka_dims, matryoshka_weights)
+    query = key = rows
+    if distance == "sq_l2":
+        query, key, matryoshka_dims = widened(rows, rows, matryoshka_dims, matryoshka_weights)
+    problem, operands = describe(
+        query,
+        key,
+        temperature=temperature,
+        normalize=distance == "cosine",
+        ids=label,
+        workspace_bytes=workspace_bytes,
+    )
+    problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
+    negatives = row_lses(problem, operands, backend)
+    return over_positives("log_sum", problem, operands, found, negatives, weight, backend)

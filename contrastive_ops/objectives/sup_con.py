@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.problem import Operands, SimilarityProblem, one_set
-from ..engine.reductions import row_lse
+from ..engine.reductions import row_lse, row_lses
 from ..engine.softmax_ce import softmax_ce
 from .arguments import (
     Number,
@@ -61,8 +61,7 @@ def sup_con(
         scale: 1 / T instead of ``temperature``; giving both is an error.
         sum_over_positives: whether the sum over positives is outside or inside the logarithm.
         positives_in_denominator: whether a positive's denominator counts the other positives.
-        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`: one pass for
-            the default form, one prefix after another for the others.
+        matryoshka_dims, matryoshka_weights: as in :func:`contrastive_ops.info_nce`.
         normalize: cosine similarity if True, dot products if False.
         reduction: ``"mean"`` over rows with a positive, ``"sum"`` or ``"none"``, (N,).
         backend, workspace_bytes: as in :func:`contrastive_ops.info_nce`.
@@ -117,13 +116,10 @@ def sup_con(
         return total - (weight * positives).sum()
     how = "log_sum" if every else ("mean_own" if outside else "log_sum_own")
 
-    def loss(p: SimilarityProblem, o: Operands) -> Tensor:
-        negatives = row_lse(*one_set(p, o, label), backend)
-        losses = over_positives(how, p, o, found, negatives, weight, backend)
-        if outside:
-            return losses
-        # The logarithm's mean over positives, where `over_positives` has their sum.
-        spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
-        return losses + reduced(spread, reduction, some)
-
-    return weighted_sum(problem, operands, loss)
+    negatives = row_lses(*one_set(problem, operands, label), backend)
+    losses = over_positives(how, problem, operands, found, negatives, weight, backend)
+    if outside:
+        return losses
+    # The logarithm's mean over positives, where `over_positives` has their sum.
+    spread = torch.where(some, (found.size - 1).clamp(min=1), 1).to(losses.dtype).log()
+    return losses + reduced(spread, reduction, some) * sum(problem.prefix_weights or (1.0,))

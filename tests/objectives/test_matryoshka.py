@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import contrastive_ops as co
+from contrastive_ops.engine import chunked, cpu, stripes
 
 N, D = 9, 6
 LABELS = torch.tensor([0, 0, 1, 2, 1, 0, 3, 2, 1])
@@ -32,12 +33,35 @@ CALLS = {
     "sup_con": (lambda x, **o: co.sup_con(x, LABELS, **o), (A,), {}),
     "sup_con, in": (lambda x, **o: co.sup_con(x, LABELS, **o), (A,), {"sum_over_positives": "in"}),
     "sup_con, none": (lambda x, **o: co.sup_con(x, LABELS, **o), (A,), {"reduction": "none"}),
+    "sup_con, own": (
+        lambda x, **o: co.sup_con(x, LABELS, positives_in_denominator=False, **o),
+        (A,),
+        {"normalize": False},
+    ),
+    "sup_con, in, none": (
+        lambda x, **o: co.sup_con(x, LABELS, sum_over_positives="in", **o),
+        (A,),
+        {"reduction": "none"},
+    ),
     "soft_nearest_neighbor": (lambda x, **o: co.soft_nearest_neighbor(x, LABELS, **o), (A,), {}),
+    "soft_nearest_neighbor, cosine": (
+        lambda x, **o: co.soft_nearest_neighbor(x, LABELS, **o),
+        (A,),
+        {"distance": "cosine", "reduction": "none"},
+    ),
     "decoupled_nce": (co.decoupled_nce, (A, B), {"positive_weight_width": 0.5}),
     "debiased_nce": (co.debiased_nce, (A, B), {"hardness": 0.5}),
+    "debiased_nce, not harder": (co.debiased_nce, (A, B), {"reduction": "none"}),
     "hardness_weighted_nce": (co.hardness_weighted_nce, (A, B, C), {}),
+    "hardness_weighted_nce, alone": (co.hardness_weighted_nce, (A, B), {"reduction": "none"}),
     "joint_nce": (co.joint_nce, (A, B), {"temperature": 0.3}),
+    "joint_nce, some": (
+        co.joint_nce,
+        (A, B),
+        {"directions": ("query_to_key", "key_to_key"), "reduction": "none"},
+    ),
     "own_positive_nce": (co.own_positive_nce, (A, rows(4, N, 2, D)), {}),
+    "own_positive_nce, none": (co.own_positive_nce, (A, rows(4, N, 2, D)), {"reduction": "none"}),
     "soft_target_nce": (
         lambda x, y, **o: co.soft_target_nce(x, y, GRADES.outer(GRADES), **o),
         (A, B),
@@ -68,7 +92,38 @@ CALLS = {
         (A, B, C),
         {},
     ),
+    "threshold_guided_nce, bce, left out": (
+        co.threshold_guided_nce,
+        (A, B),
+        {
+            "guide": GUIDE,
+            "guide_threshold": 0.2,
+            "objective": "softmax_bce",
+            "excluded_logit": None,
+            "reduction": "none",
+        },
+    ),
+    "gaussian_decay_nce, none": (
+        lambda x, y, z, **o: co.gaussian_decay_nce(x, y, z, GUIDE, **o),
+        (A, B, C),
+        {"reduction": "none", "decay_width": 2.0},
+    ),
     "sampled_softmax": (lambda x, y, **o: co.sampled_softmax(x, y, -GRADES, **o), (A, B), {}),
+    "sampled_softmax, cosine": (
+        lambda x, y, **o: co.sampled_softmax(x, y, -GRADES, normalize=True, **o),
+        (A, B),
+        {},
+    ),
+    "sampled_softmax, cosine, several positives": (
+        lambda x, y, **o: co.sampled_softmax(x, y, -GRADES, normalize=True, **o),
+        (A, B),
+        {
+            "positives": torch.stack([LABELS, (LABELS + 4).where(LABELS < 2, -1)], 1),
+            "query_ids": torch.arange(N) % 4,
+            "key_ids": torch.arange(N) % 5,
+            "reduction": "none",
+        },
+    ),
     "squared_l2_nce": (co.squared_l2_nce, (A, B), {"symmetric": True}),
 }
 DIMS, WEIGHTS = [4, 6, 1, 2], [0.5, 1.0, -0.25, 2.0]
@@ -96,6 +151,38 @@ def test_prefixes_are_truncated_rows(name, bounded_backend):
     )
     general = co.matryoshka(lambda *x: function(*x, **options), *leaves, dims=DIMS, weights=WEIGHTS)
     torch.testing.assert_close(general, ours, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_all_prefixes_take_one_pass(name, cpu_kernel, monkeypatch):
+    """As many calls of kernels and of stripes for four prefixes as for two."""
+    calls = []
+
+    def counted(module, attribute):
+        original = getattr(module, attribute)
+
+        def noted(*arguments, **options):
+            calls.append(attribute)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, attribute, noted)
+
+    counted(cpu, "_run")
+    counted(stripes, "_evaluate")
+    counted(chunked, "total")
+    counted(chunked, "forward")
+    function, tensors, options = CALLS[name]
+    if "false_negative_margin" in options:  # a pass for each direction
+        options = {**options, "symmetric": False}
+    found = []
+    for dims in ([2, 6], [1, 2, 4, 6]):
+        calls.clear()
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        function(*leaves, matryoshka_dims=dims, backend="cpu", **options).sum().backward()
+        found.append(list(calls))
+    assert found[0] == found[1]
+    assert 1 <= len(found[0]) <= 5
+    assert not {"total", "forward"} & set(found[0])
 
 
 def test_the_whole_softmax_family_is_here():
