@@ -27,7 +27,8 @@ def matryoshka(
 ) -> Tensor:
     r"""Any loss as a Matryoshka loss: :math:`\sum_d w_d\, \mathrm{loss}(x_{:d}, y_{:d}, \ldots)`.
 
-    One prefix after another. The softmax family has ``matryoshka_dims``: one pass over D instead.
+    One prefix after another. The softmax family has ``matryoshka_dims``, which on the CPU is one
+    pass over D instead.
 
         matryoshka(lambda u, v: angle(u, v, targets), u, v, dims=[768, 256, 64])
 
