@@ -95,9 +95,9 @@ at::ScalarType accumulator() {
 // A matrix' stride between rows; that of a single row may be anything and is never used.
 int64_t row_stride(const Tensor& x) { return x.stride(-2); }
 
-// Nothing but Nones where prefixes do not fit one pass. Else
-// losses (N), or (prefixes, N) where they are not summed, row stats, column stats (these three with `statistics`), total (0-dim), then a gradient
-// or None for each of query, key, negatives, own negatives, temperature, bias.
+// Nothing but Nones where prefixes do not fit one pass. Else losses (N), or (prefixes, N) where they
+// are not summed, row stats, column stats (these three with `statistics`), total (0-dim), then a
+// gradient or None for each of query, key, negatives, own negatives, temperature, bias.
 template <class Acc>
 std::vector<MaybeTensor> run_problem(
     Mode mode, bool statistics, const Arguments& a, const MaybeTensor& weight, double weight_all,

@@ -108,8 +108,9 @@ struct Problem {
   // The sum over prefixes of the rows, ascending and ending with dim, of prefix_weight times the loss
   // on that prefix alone; none: whole rows. Without weights they are not summed: `loss` and `weight`
   // are (prefix_count, rows), in one direction. Not pairwise, and no false-negative margin where
-  // columns have losses, too; bfloat16 takes even ones. Statistics come prefix by prefix. `prefixes_apart` is set, and nothing else written, where a prefix is so short
-  // beside its row that one scale cannot serve both.
+  // columns have losses, too; bfloat16 takes even ones. Statistics come prefix by prefix.
+  // `prefixes_apart` is set, and nothing else written, where a prefix is so short beside its row
+  // that one scale cannot serve both.
   const int64_t* prefixes = nullptr;
   const double* prefix_weight = nullptr;
   int64_t prefix_count = 0;
