@@ -26,7 +26,7 @@ suites:
   small           N = 2 to 256, D = 32 to 768, forward alone and with the backward
   memory          peak memory up to N = 32768 at D = 128
   sweep           time and memory against batch size, for the plot
-  nt-xent, matryoshka, sigmoid, triplet, late-interaction, cosent
+  nt-xent, matryoshka, matryoshka-two-ways, sigmoid, triplet, late-interaction, cosent
                   one family each, against dense PyTorch, sentence-transformers and
                   pytorch-metric-learning, with a plot of all that the folder holds
   mining          top-32 of 4096 x 100,000 x 384, hard negatives of 20,000 pairs, batch miners,

@@ -330,6 +330,14 @@ def _nt_xent(quick: bool) -> list[Comparison]:
 
 
 def _matryoshka(quick: bool) -> list[Comparison]:
+    return _prefixes(quick)[:1]
+
+
+def _matryoshka_two_ways(quick: bool) -> list[Comparison]:
+    return _prefixes(quick)[1:]
+
+
+def _prefixes(quick: bool) -> list[Comparison]:
     dims = [384, 256, 128, 64, 32]
     case: Row = {"n": 256 if quick else 4096, "dim": 384, "temperature": 0.05, "dims": dims}
     both: Row = {**case, "symmetric": True}
@@ -703,6 +711,7 @@ def _imported(name: str) -> Any:
 SUITES: dict[str, tuple[str, Callable[[bool], list[Comparison]]]] = {
     "nt-xent": ("NT-Xent", _nt_xent),
     "matryoshka": ("Matryoshka InfoNCE", _matryoshka),
+    "matryoshka-two-ways": ("Matryoshka, two directions and one set", _matryoshka_two_ways),
     "sigmoid": ("Sigmoid loss", _sigmoid),
     "triplet": ("Mined triplets", _triplet),
     "late-interaction": ("Late interaction", _late_interaction),

@@ -24,7 +24,15 @@ README = _HERE.parent / "README.md"
 TRAINING = _HERE.parent / "docs" / "training.md"
 RESULTS = _HERE / "results"
 
-FAMILIES = ("nt-xent", "matryoshka", "sigmoid", "triplet", "late-interaction", "cosent")
+FAMILIES = (
+    "nt-xent",
+    "matryoshka",
+    "matryoshka-two-ways",
+    "sigmoid",
+    "triplet",
+    "late-interaction",
+    "cosent",
+)
 
 Results = dict[str, Any]
 Row = dict[str, Any]
