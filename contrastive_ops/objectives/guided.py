@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.reference import log_sum_exp
 from ..engine.similarity import unit_rows
 from ..engine.stripes import Tensors, row_loss, stripe_losses
-from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares
+from .arguments import Number, Reduction, describe, matrices, pairs, row_ids, shares, softplus
 from .info_nce import reduced_softmax
 from .matryoshka import Dims, Weights, with_prefixes
 from .statistics import Receiver
@@ -146,17 +147,12 @@ def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> 
         every = logits[0] if len(logits) == 1 else torch.cat(logits, 1)
         log_p = every - every.logsumexp(1, keepdim=True)
         positive = torch.where(own, log_p, 0.0).sum(1)
-        rest = log1m_exp(log_p.masked_fill(own, -torch.inf)).sum(1)
+        # 1 - p of the likeliest may round to 0: it is what the others sum up to.
+        top, at = every.max(1)
+        likeliest = torch.zeros_like(own).scatter(1, at.unsqueeze(1), True)
+        beyond = top - log_sum_exp(every.masked_fill(likeliest, -torch.inf))
+        beyond = torch.where((own & likeliest).any(1), -torch.inf, beyond)
+        less_likely = log_p.masked_fill(own | likeliest, -torch.inf).exp()
+        rest = torch.log1p(-less_likely).sum(1) - softplus(beyond)
         losses = losses - weight * (positive + rest) / every.shape[1]
     return losses
-
-
-def log1m_exp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x <= 0; 0, with gradient 0, at -inf."""
-    nothing = x == -torch.inf
-    x = x.masked_fill(nothing, -1.0)
-    near = x > -0.6931
-    small = torch.where(near, x, -1.0)
-    large = torch.where(near, -1.0, x)
-    value = torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
-    return value.masked_fill(nothing, 0.0)

@@ -293,6 +293,43 @@ def test_cosent_of_extreme_scores() -> None:
     assert torch.autograd.grad(loss, scores)[0].tolist() == pytest.approx([20.0, -20.0, 0.0])
 
 
+@pytest.mark.parametrize("excluded_logit", [None, 0])
+def test_a_wrong_answer_that_is_all_but_certain_costs_what_it_should(excluded_logit) -> None:
+    """1 - p of it is far below float32's resolution of 1."""
+    query, key = rows(31), rows(32)
+    key[3] = query[2]
+    key[5] = query[5]  # and a right one
+
+    def loss(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        unit = [torch.nn.functional.normalize(x, dim=1) for x in (query, key)]
+        logits = unit[0] @ unit[1].T / 0.01
+        others = logits.unsqueeze(1).masked_fill(torch.eye(N, dtype=torch.bool), -math.inf)
+        log_rest = others.logsumexp(2) - logits.logsumexp(1, keepdim=True)
+        log_p = logits.log_softmax(1).diagonal()
+        return -(log_p + log_rest.sum(1) - log_rest.diagonal()) / N
+
+    exact = [x.double().requires_grad_() for x in (query, key)]
+    expected = loss(*exact)
+    assert expected[2] > 0.5
+    ours = [x.clone().requires_grad_() for x in (query, key)]
+    actual = co.threshold_guided_nce(
+        *ours,
+        guide=GUIDE,
+        guide_threshold=1.0,
+        objective="softmax_bce",
+        excluded_logit=excluded_logit,
+        temperature=0.01,
+        reduction="none",
+    )
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+    for grad, right in zip(
+        torch.autograd.grad(actual.sum(), ours),
+        torch.autograd.grad(expected.sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad.double(), right, rtol=1e-3, atol=1e-5)
+
+
 def test_second_derivatives_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reference.MAX_ELEMENTS == stripes.MAX_ELEMENTS == 1 << 26
     for module in (reference, stripes):
