@@ -38,6 +38,16 @@ class Spread(NamedTuple):
         return sum(self.counts)
 
 
+def spread_of(count: int, device: torch.device) -> Spread:
+    """How many rows each rank of the default group has; of a single process without any group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return Spread(None, 0, (count,))
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = count
+    dist.all_reduce(counts)
+    return Spread(None, dist.get_rank(), tuple(counts.tolist()))
+
+
 def gather(x: Tensor, spread: Spread) -> Tensor:
     """This rank's rows (n, ...) -> those of all ranks (N, ...), differentiable any number of times.
 

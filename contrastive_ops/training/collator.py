@@ -50,8 +50,18 @@ def text_ids(columns: Sequence[Sequence[str]]) -> Tensor:
     Args:
         columns: C of N texts: anchors, positives, negatives.
     """
-    size = len(columns[0])
-    group = list(range(size))
+    ids = torch.tensor([[_hash(text) for text in c] for c in columns], dtype=torch.int64).T
+    return torch.cat([groups(ids[:, :2]).unsqueeze(1), ids], 1)
+
+
+def groups(ids: Tensor) -> Tensor:
+    """(N,) int64 the group of each row: rows that share an id of any column, directly or through
+    others, have the same.
+
+    Args:
+        ids: (N, 1 or 2) int64.
+    """
+    group = list(range(len(ids)))
 
     def root(i: int) -> int:
         while group[i] != i:
@@ -59,14 +69,13 @@ def text_ids(columns: Sequence[Sequence[str]]) -> Tensor:
             i = group[i]
         return i
 
-    first: dict[str, int] = {}
-    for column in columns[:2]:
+    first: dict[int, int] = {}
+    for column in ids.T.tolist():
         for row, text in enumerate(column):
             other = root(first.setdefault(text, row))
             mine = root(row)
             group[max(mine, other)] = min(mine, other)
-    rows = [[root(i) for i in range(size)], *([_hash(text) for text in c] for c in columns)]
-    return torch.tensor(rows, dtype=torch.int64).T.contiguous()
+    return torch.tensor([root(i) for i in range(len(ids))], device=ids.device)
 
 
 def _hash(text: str) -> int:

@@ -11,12 +11,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from .. import functional
+from .. import distributed, functional
+from ..distributed.collectives import gather, spread_of
 from ..losses import Temperature
 from ..objectives.heads import PairSoftmaxLoss
 from ..objectives.queues import EmbeddingQueue, momentum_encoder
 from ..objectives.statistics import Statistics
 from .auxiliary import MaskedLanguageModel
+from .collator import groups
 from .poolers import has_dropout, mlp_head
 from .settings import Settings
 from .stopwatch import Stopwatch, after_loss, before_loss
@@ -168,9 +170,11 @@ class InfoNCE(RecipeLoss):
             raise ValueError(f"matryoshka_dims: got {dims}, expected at most {self.width}")
         self.queue: EmbeddingQueue | None = None
         if settings.queue:
-            if settings.symmetric or settings.guide or settings.hard_negative_weight != 1:
+            alone = not (settings.symmetric or settings.guide or settings.gather_across_devices)
+            if not alone or settings.hard_negative_weight != 1:
                 raise ValueError(
-                    "queue: expected no symmetric, guide or hard_negative_weight beside it"
+                    "queue: expected no symmetric, guide, hard_negative_weight or "
+                    "gather_across_devices beside it"
                 )
             self.queue = EmbeddingQueue(settings.queue, self.width)
             self.register_buffer("queue_ids", torch.zeros(settings.queue, dtype=torch.int64))
@@ -208,11 +212,14 @@ class InfoNCE(RecipeLoss):
         query, key, *hard = x
         options: dict[str, Any] = {"temperature": self.temperature()}
         settings = self.settings
-        if labels is not None:  # (N, 1 + columns): the pair's group, then each text's own id
-            options |= {"query_ids": labels[:, 0], "key_ids": labels[:, 0]}
         negatives = torch.stack(hard, 1) if hard else None
-        if labels is not None and hard:
-            options["negative_ids"] = self.groups_of(labels[:, 3:], labels)
+        if labels is not None:  # (N, 1 + columns): the pair's group, then each text's own id
+            every = labels
+            if settings.gather_across_devices:
+                labels, every = of_all_ranks(labels)
+            options |= {"query_ids": labels[:, 0], "key_ids": labels[:, 0]}
+            if hard:
+                options["negative_ids"] = self.groups_of(labels[:, 3:], every)
         if settings.hard_negative_weight != 1 and hard:
             options["own_negative_log_weight"] = math.log(settings.hard_negative_weight)
         if settings.false_negative_margin is not None:
@@ -224,7 +231,8 @@ class InfoNCE(RecipeLoss):
             options |= {"guide": guide, "guide_margin": settings.guide_margin}
         if self.queue is not None and len(self.queue) and self.training:
             negatives, options = self._with_queue(negatives, options, labels)
-        return functional.info_nce(
+        info_nce = distributed.info_nce if settings.gather_across_devices else functional.info_nce
+        return info_nce(
             query,
             key,
             negatives,
@@ -277,6 +285,17 @@ class InfoNCE(RecipeLoss):
     def after_step(self) -> None:
         if self.queue is not None:
             self.slow.update_parameters(getattr(self.model, "module", self.model))
+
+
+def of_all_ranks(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's rows of :func:`.collator.text_ids` and those of all ranks, in whose groups are
+    rows of all."""
+    spread = spread_of(len(labels), labels.device)
+    if len(spread.counts) == 1:
+        return labels, labels
+    every = gather(labels, spread)
+    every = torch.cat([groups(every[:, 1:3]).unsqueeze(1), every[:, 1:]], 1)
+    return every[spread.own], every
 
 
 class SupCon(RecipeLoss):

@@ -366,6 +366,11 @@ def _loss(
         frozen, frozen_texts = load_model(settings.guide, device="cpu"), data.texts
     if frozen is not None:
         frozen.requires_grad_(False)
+    if settings.gather_across_devices and settings.objective != "info_nce":
+        raise ValueError(
+            f"gather_across_devices: got true with the objective {settings.objective}, expected "
+            "info_nce"
+        )
     more = {"classes": len(data.classes)} if settings.objective == "softmax" else {}
     loss = LOSSES[settings.objective](model, settings, frozen, **more)
     collator = RecipeCollator(

@@ -183,6 +183,13 @@ class Settings:
             "info_nce: keys also look for their queries",
         ),
     )
+    gather_across_devices: bool = field(
+        default=False,
+        metadata=_about(
+            "objective",
+            "info_nce: the texts of all processes are candidates",
+        ),
+    )
     hard_negative_weight: float = field(
         default=1.0,
         metadata=_about(
