@@ -42,14 +42,15 @@ def settings_of(data, size: int, **more) -> Settings:
     return load("static", changes | {"trainer": trainer} | more)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"learnable_temperature": True, "hard_negative_weight": 2.0},
-        {"symmetric": True, "false_negative_margin": 0.1},
-    ],
-)
-def test_two_ranks_are_one(options, tmp_path):
+EVERYTHING = {
+    "learnable_temperature": True,
+    "hard_negative_weight": 2.0,
+    "symmetric": True,
+    "false_negative_margin": 0.1,
+}
+
+
+def test_two_ranks_are_one(tmp_path):
     draw = random.Random(0)
     words = ["red", "green", "blue", "old", "new", "cat", "dog", "bird", "sun", "moon", "tree"]
     rows = [[" ".join(draw.choices(words, k=3)) for _ in range(3)] for _ in range(50)]
@@ -57,9 +58,9 @@ def test_two_ranks_are_one(options, tmp_path):
         rows[i][draw.randrange(2)] = "the same text"
     data = tmp_path / "data.tsv"
     data.write_text("anchor\tpositive\tnegative\n" + "\n".join(map("\t".join, rows)) + "\n")
-    one = settings_of(data, 16, gather_across_devices=True, **options)
-    two = settings_of(data, 8, gather_across_devices=True, **options)
-    alone = settings_of(data, 8, **options)
+    one = settings_of(data, 16, gather_across_devices=True, **EVERYTHING)
+    two = settings_of(data, 8, gather_across_devices=True, **EVERYTHING)
+    alone = settings_of(data, 8, **EVERYTHING)
     train(one, tmp_path / "one", report=False)
     for settings, name in ((two, "two"), (alone, "alone")):
         with socket.socket() as free:
