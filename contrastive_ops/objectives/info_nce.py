@@ -96,8 +96,9 @@ def info_nce(
         label_smoothing: in [0, 1]; as in ``F.cross_entropy``, over the candidates a row keeps.
         matryoshka_dims: the loss is the weighted sum of the losses on each of these prefixes of D,
             whose norms, margins and thresholds are their own; the ``guide`` is whole. On the CPU
-            one pass over D serves them all (up to 128; with ``symmetric`` and a
-            ``false_negative_margin`` one for each direction), on a GPU one follows another.
+            one pass over D serves them all (up to 128; one for each direction where ``symmetric``
+            comes with ``positives``, a ``guide`` or a ``false_negative_margin``), on a GPU one
+            follows another.
         matryoshka_weights: their weights, 1 by default.
         row_weight: (N,) finite and not negative, not differentiated. ``"mean"`` divides by its sum.
         normalize: cosine similarity if True, dot products if False. Margins are in its units.
