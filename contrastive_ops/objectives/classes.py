@@ -131,8 +131,8 @@ def _by_class(x: Tensor, problem: SimilarityProblem, o: Operands, c: Classes) ->
 
 @row_loss
 def _row_losses(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
-    x, x_carry, denominators, first, end = rows
-    y, y_carry, temperature = shared
+    x, x_inverse, denominators, first, end = rows
+    y, y_inverse, temperature = shared
     assert x is not None
     assert denominators is not None
     assert first is not None
@@ -145,8 +145,10 @@ def _row_losses(rows: Tensors, shared: Tensors, start: int, **options: Any) -> T
     positive = (column >= first.unsqueeze(1)) & (column < end.unsqueeze(1)) & (column != row)
     some = end - first > 1
     denominators = torch.where(some.unsqueeze(1), denominators, 0.0)
-    columns = Stretches(y[low:high], None if y_carry is None else y_carry[low:high])
-    prefixes = each_similarity(Stretches(x, x_carry), columns, options["ends"], options["weights"])
+    columns = Stretches(y[low:high], None if y_inverse is None else y_inverse[low:high])
+    prefixes = each_similarity(
+        Stretches(x, x_inverse), columns, options["ends"], options["weights"]
+    )
     losses = torch.zeros_like(denominators[:, 0])
     for (weight, similarity), denominator in zip(prefixes, denominators.unbind(1), strict=True):
         logits = similarity * scale

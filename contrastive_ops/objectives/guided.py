@@ -123,8 +123,8 @@ def threshold_guided_nce(
 
 @row_loss
 def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> Tensor:
-    query, query_carry, guide_query, index = rows
-    key, key_carry, negatives, negatives_carry, guide_key, temperature = shared
+    query, query_inverse, guide_query, index = rows
+    key, key_inverse, negatives, negatives_inverse, guide_key, temperature = shared
     assert query is not None
     assert guide_query is not None
     assert index is not None
@@ -135,10 +135,10 @@ def _softmax_bce(rows: Tensors, shared: Tensors, start: int, **options: Any) -> 
     out = (guide_query @ guide_key.T > options["threshold"]) & ~own
     if negatives is not None:
         own = torch.nn.functional.pad(own, (0, negatives.shape[0]))
-    x, prefixes = Stretches(query, query_carry), (options["ends"], options["weights"])
-    blocks = [each_similarity(x, Stretches(key, key_carry), *prefixes)]
+    x, prefixes = Stretches(query, query_inverse), (options["ends"], options["weights"])
+    blocks = [each_similarity(x, Stretches(key, key_inverse), *prefixes)]
     if negatives is not None:
-        blocks.append(each_similarity(x, Stretches(negatives, negatives_carry), *prefixes))
+        blocks.append(each_similarity(x, Stretches(negatives, negatives_inverse), *prefixes))
     losses = torch.zeros_like(query[:, 0])
     for parts in zip(*blocks, strict=True):
         weight = parts[0][0]

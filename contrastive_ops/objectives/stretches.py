@@ -1,12 +1,12 @@
 r"""Rows whose products, summed stretch by stretch, are the similarities of all their prefixes.
 
-With :math:`u_l` the unit rows of prefix l and its stretch what it has beyond prefix l - 1:
+With stretch l what prefix l has beyond prefix l - 1, and :math:`n_l` the norm of prefix l:
 
-.. math:: s_l[i, j] = a_l[i]\, a_l[j]\, s_{l-1}[i, j] + \langle u_l[i], u_l[j] \rangle_{stretch}
+.. math:: t_l[i, j] = t_{l-1}[i, j] + \langle x_i, x_j \rangle_{stretch} \qquad
+          s_l[i, j] = t_l[i, j] / (n_l[i]\, n_l[j])
 
-where :math:`a_l` is how long the first entries of :math:`u_l` are, those of prefix l - 1. So every
-entry is multiplied once, and nothing over- or underflows however short a prefix is beside its row.
-For dot products a is 1.
+so every entry is multiplied once. Rows are scaled halfway between their shortest prefix and the
+whole, that neither over- or underflows. For dot products n is 1.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..engine.similarity import unit_rows
 class Stretches(NamedTuple):
     """Rows of all prefixes, as stripes of rows are handed them."""
 
-    rows: Tensor  # (N, D): each stretch of its prefix' unit rows
-    carry: Tensor | None  # (N, L): a; None for dot products, and where there is one prefix
+    rows: Tensor  # (N, D)
+    inverse: Tensor | None  # (N, L): 1 / n, 0 for 0; None for dot products, and of one prefix
 
 
 def stretches(x: Tensor, problem: SimilarityProblem, dtype: torch.dtype) -> Stretches:
@@ -36,12 +36,18 @@ def stretches(x: Tensor, problem: SimilarityProblem, dtype: torch.dtype) -> Stre
         return Stretches(x, None)
     if len(problem.prefixes) < 2:
         return Stretches(unit_rows(x), None)
-    parts, lengths = [], []
-    for begin, end in pairwise((0, *problem.prefixes)):
-        unit = unit_rows(x[:, :end])
-        parts.append(unit[:, begin:])
-        lengths.append(torch.linalg.vector_norm(unit[:, :begin], dim=1))
-    return Stretches(torch.cat(parts, 1), torch.stack(lengths, 1))
+    # No similarity depends on the scale, so it is not differentiated.
+    largest = [x[:, :end].detach().abs().amax(1) for end in problem.prefixes]
+    whole = largest[-1]
+    shortest = torch.stack([torch.where(m > 0, m, whole) for m in largest]).amin(0)
+    scale = torch.where(whole > 0, shortest.sqrt() * whole.sqrt(), 1.0)
+    x = x / scale.unsqueeze(1)
+    norms = torch.stack(
+        [torch.linalg.vector_norm(x[:, :end], dim=1) for end in problem.prefixes], 1
+    )
+    nothing = norms == 0
+    inverse = torch.where(nothing, 0.0, norms.masked_fill(nothing, 1.0).reciprocal())
+    return Stretches(x, inverse)
 
 
 def each_similarity(
@@ -53,17 +59,18 @@ def each_similarity(
         x, y: R and C rows.
         ends, weights: of :func:`as_options`.
     """
-    whole: Tensor | None = None
-    begin = 0
-    for level, (end, weight) in enumerate(zip(ends.split(), weights.split(), strict=True)):
-        stretch = slice(begin, int(end))
-        product = x.rows[:, stretch] @ y.rows[:, stretch].T
-        if whole is not None:
-            if x.carry is not None and y.carry is not None:
-                whole = whole * x.carry[:, level, None] * y.carry[:, level]
-            product = whole + product
-        whole, begin = product, stretch.stop
-        yield float(weight), whole
+    stops = [int(end) for end in ends.split()]
+    sizes = [end - begin for begin, end in pairwise((0, *stops))]
+    sums: Tensor | None = None
+    # Split at once: each slice's gradient alone would be as large as the rows.
+    parts = zip(x.rows.split(sizes, 1), y.rows.split(sizes, 1), weights.split(), strict=True)
+    for level, (rows, columns, weight) in enumerate(parts):
+        product = rows @ columns.T
+        sums = product if sums is None else sums + product
+        similarity = sums
+        if x.inverse is not None and y.inverse is not None:
+            similarity = sums * x.inverse[:, level, None] * y.inverse[:, level]
+        yield float(weight), similarity
 
 
 def as_options(problem: SimilarityProblem, width: int) -> dict[str, str]:

@@ -129,9 +129,13 @@ CALLS = {
 DIMS, WEIGHTS = [4, 6, 1, 2], [0.5, 1.0, -0.25, 2.0]
 
 
+@pytest.mark.parametrize("short", [1.0, 0.0, 1e-20])
 @pytest.mark.parametrize("name", CALLS)
-def test_prefixes_are_truncated_rows(name, bounded_backend):
+def test_prefixes_are_truncated_rows(name, short, bounded_backend):
+    """Also of a row whose shorter prefixes are zero, or have next to nothing of its length."""
     function, tensors, options = CALLS[name]
+    tensors = [x.clone() for x in tensors]
+    tensors[0][4, ..., :2] *= short
     temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     options = {"temperature": temperature, **options, "backend": bounded_backend}
     leaves = [x.clone().requires_grad_() for x in tensors]
