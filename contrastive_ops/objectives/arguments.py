@@ -115,6 +115,13 @@ def inverse_temperature(
     return scale if tensor is None else tensor.to(wide(like[:0]).dtype).reciprocal()
 
 
+def over_temperature(scores: Tensor, temperature: Any, name: str = "temperature") -> Tensor:
+    """scores / T; an entry of -inf stays that, and has no part in the gradient of T."""
+    there = scores != -torch.inf
+    logits = scores.masked_fill(~there, 0.0) * inverse_temperature(temperature, scores, name)
+    return logits.masked_fill(~there, -torch.inf)
+
+
 def temperature_or(scale: Any, temperature: Number | Tensor, default: float) -> Number | Tensor:
     """The temperature, or 1 / scale where that is given instead."""
     if scale is None:
@@ -122,7 +129,8 @@ def temperature_or(scale: Any, temperature: Number | Tensor, default: float) -> 
     if isinstance(temperature, Tensor) or temperature != default:
         raise ValueError(f"scale: got {scale!r} besides temperature={temperature!r}, expected one")
     if isinstance(scale, Tensor):
-        return check.positive_scalar("scale", scale, scale.device).reciprocal()
+        # Widened first: 1 / scale rounded to 16 bits would be another temperature.
+        return check.positive_scalar("scale", scale, scale.device).double().reciprocal()
     return 1 / check.positive_number("scale", scale)
 
 

@@ -186,7 +186,7 @@ def negative_lse(
     shift = largest.masked_fill(largest == -torch.inf, 0.0)
     terms = (lse - shift[found.segment]).exp()
     sums = torch.zeros_like(none).index_put((found.segment,), terms, accumulate=True)
-    there = sums > 0
+    there = sums != 0
     losses = torch.where(there, sums.masked_fill(~there, 1.0).log() + shift, 0.0)
     return reduced(losses, reduction, there)
 

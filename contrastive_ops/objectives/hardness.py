@@ -62,8 +62,10 @@ def hardness_weighted_nce(
     Raises:
         ValueError: as in :func:`info_nce`.
 
-    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812); ``hardness_mode`` of
-    sentence-transformers' MultipleNegativesRankingLoss.
+    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812). ``"all"`` is also what
+    ``hardness_mode="all_negatives"`` of sentence-transformers' MultipleNegativesRankingLoss does;
+    its other modes tell a query's own hard negatives from those of other queries, which
+    ``negatives`` here do not: they are everybody's.
     """
     check.choice("hardness_of", hardness_of, ("all", "in_batch", "negatives"))
     alpha = check.number("hardness", hardness, 0.0)

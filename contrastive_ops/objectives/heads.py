@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.similarity import full_precision, unit_rows
-from .arguments import Number, Reduction, inverse_temperature, matrices, pairs, reduced, wide
+from .arguments import Number, Reduction, matrices, over_temperature, pairs, reduced, wide
 from .distance import with_key_bias
 from .info_nce import info_nce
 from .statistics import Receiver
@@ -152,7 +152,7 @@ def score_nce(
         if check.readable(target) and not 0 <= int(target.min()) <= int(target.max()) < m:
             raise ValueError(f"positives: got columns out of range, expected [0, {m})")
     with full_precision(scores.device):
-        logits = wide(scores) * inverse_temperature(temperature, scores)
+        logits = over_temperature(wide(scores), temperature)
         losses = nn.functional.cross_entropy(logits, target, reduction="none")
         if symmetric:
             back = nn.functional.cross_entropy(logits[:, :n].T, target, reduction="none")

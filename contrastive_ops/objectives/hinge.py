@@ -370,7 +370,7 @@ def _lifted_rows(rows: Tensors, shared: Tensors, start: int, **_: Any) -> Tensor
     low, column, positive = _within(x, first, end, start)
     d = distance_matrix(x, y[low : low + column.shape[0]], "l2")
     # Without any negative the logarithm is -inf, and so is the hinge's argument.
-    some = of_row > -torch.inf
+    some = of_row != -torch.inf
     ends = torch.logaddexp(
         torch.where(some, of_row, 0.0).unsqueeze(1), of_column[low : low + column.shape[0]]
     )

@@ -130,7 +130,7 @@ def nt_xent(
 
 def _refuse(**options: Any) -> None:
     for name, value in options.items():
-        if value:
+        if value or (value is not None and name == "false_negative_margin"):
             raise ValueError(
                 f"{name}: got {value!r} with positives_in_denominator=False, expected it unset"
             )

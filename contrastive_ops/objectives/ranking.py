@@ -10,7 +10,16 @@ from torch import Tensor
 from ..engine import check
 from ..engine.reference import log_sum_exp
 from ..engine.similarity import unit_rows
-from .arguments import Number, Reduction, inverse_temperature, pairs, reduced, vectors, wide
+from .arguments import (
+    Number,
+    Reduction,
+    inverse_temperature,
+    over_temperature,
+    pairs,
+    reduced,
+    vectors,
+    wide,
+)
 
 
 def cosent(scores: Tensor, targets: Tensor, *, scale: Number | Tensor = 20.0) -> Tensor:
@@ -95,10 +104,9 @@ def list_net(
     """
     scores, targets = (wide(x) for x in pairs(scores=scores, targets=targets))
     p = torch.softmax(
-        targets.detach() * inverse_temperature(teacher_temperature, targets, "teacher_temperature"),
-        1,
+        over_temperature(targets.detach(), teacher_temperature, "teacher_temperature"), 1
     )
-    log_q = torch.log_softmax(scores * inverse_temperature(temperature, scores), 1)
+    log_q = torch.log_softmax(over_temperature(scores, temperature), 1)
     return reduced(-(p * log_q.masked_fill(p == 0, 0.0)).sum(1), reduction)
 
 

@@ -100,8 +100,10 @@ def soft_target_nce(
             listed = operands._replace(positives=index)
             return reduced(weight[:, 0] * softmax_ce(problem, listed, None, backend), reduction)
         scores = weighted_sum(problem, operands, lambda p, o: score_sum(p, o, index, weight))
-    losses = weight.sum(1) * row_lse(problem, operands, backend) - scores
-    return reduced(losses, reduction)
+    share = weight.sum(1)
+    # A row without a candidate has the log-sum-exp -inf, and no target either.
+    lse = torch.where(share == 0, 0.0, row_lse(problem, operands, backend))
+    return reduced(share * lse - scores, reduction)
 
 
 def ai_feedback_nce(

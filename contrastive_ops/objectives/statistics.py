@@ -17,7 +17,8 @@ class Statistics(NamedTuple):
     """Of N queries looking for their keys, in the loss's dtype; means are over queries."""
 
     accuracy: Tensor
-    """() share of queries none of whose negatives has a logit above its best positive's."""
+    """() share of queries none of whose negatives has a logit above its best positive's, and none
+    of whose logits is NaN."""
     rank: Tensor
     """(N,) int64: how many negatives have a logit above the best positive's; 0 is best."""
     hardest_negative: Tensor
@@ -52,7 +53,7 @@ def statistics_of(problem: SimilarityProblem, operands: Operands, summary: Tenso
         candidates = candidates + (n - 1 if problem.one_set else operands.key.shape[0]) - given
     every, kept = candidates.sum(), rows.kept.sum()
     return Statistics(
-        accuracy=(rows.above == 0).to(dtype).sum() / n,
+        accuracy=((rows.above == 0) & ~rows.entropy.isnan()).to(dtype).sum() / n,
         rank=rows.above.to(torch.int64),
         hardest_negative=rows.hardest.to(dtype),
         left_out=((every - kept) / every.clamp(min=1)).to(dtype),

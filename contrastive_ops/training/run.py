@@ -112,6 +112,11 @@ def train(
         return read_result(output)
     with arguments.main_process_first(local=False, desc="mining"):
         data = with_mined_negatives(settings, read_data(settings), output)
+    if settings.gather_across_devices and arguments.world_size > 1 and isinstance(data.train, dict):
+        raise ValueError(
+            "gather_across_devices: got true with batches of one source each, which differ from "
+            "process to process; expected one source, or them mixed"
+        )
     evaluators = _evaluators(settings, data)
     arguments = _with_evaluation(arguments, settings, evaluators)
     set_seed(arguments.seed)

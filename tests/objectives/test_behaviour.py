@@ -441,3 +441,70 @@ def test_a_scale_is_the_inverse_temperature(name: str) -> None:
     assert torch.autograd.grad(loss, scale)[0] != 0
     with pytest.raises(ValueError, match="besides temperature"):
         ALL[name](x, y, scale=4, temperature=0.25)
+
+
+def test_own_denominators_are_their_mean() -> None:
+    """Three views: each positive alone against the other samples' rows."""
+    views = [rows(seed, 7, torch.float64) for seed in (41, 42, 43)]
+    unit = torch.nn.functional.normalize(torch.cat(views), dim=1)
+    logits = unit @ unit.T / 0.5
+    sample = torch.arange(21) % 7
+    same = sample.unsqueeze(1) == sample
+    negatives = logits.masked_fill(same, -math.inf).logsumexp(1, keepdim=True)
+    each = torch.logaddexp(negatives, logits) - logits
+    positive = same & ~torch.eye(21, dtype=torch.bool)
+    expected = torch.where(positive, each, 0.0).sum(1) / 2
+    actual = co.nt_xent(*views, positives_in_denominator=False, reduction="none")
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_row_that_is_no_number_is_not_hidden(backend: str) -> None:
+    broken = rows(51)
+    broken[3, 2] = math.nan
+    assert co.lifted_structure(broken, LABELS, backend=backend).isnan()
+    assert co.negative_lse(broken, LABELS, backend=backend).isnan()
+    seen: list[Any] = []
+    co.info_nce(broken, broken.clone(), statistics=seen.append, backend=backend)
+    assert seen[0].accuracy == 0
+
+
+def test_a_16_bit_scale_is_inverted_widely() -> None:
+    scale = torch.tensor(14.3, dtype=torch.bfloat16)
+    for loss in (
+        lambda **o: co.nt_xent(rows(1), rows(2), **o),
+        lambda **o: co.sup_con(rows(1), LABELS, **o),
+        lambda **o: co.soft_nearest_neighbor(rows(1), LABELS, **o),
+    ):
+        torch.testing.assert_close(loss(scale=scale), loss(scale=scale.item()), rtol=1e-6, atol=0)
+
+
+def test_left_out_entries_have_no_part_in_a_temperature() -> None:
+    scores, targets = rows(61, 4), rows(62, 4)
+    scores[:, 3] = targets[:, 3] = -math.inf
+    for loss in (lambda t: co.list_net(scores, targets, temperature=t), _score_nce_of(scores)):
+        temperature = torch.tensor(0.7, requires_grad=True)
+        loss(temperature).backward()
+        assert temperature.grad is not None
+        assert temperature.grad.isfinite()
+
+
+def _score_nce_of(scores: torch.Tensor) -> Any:
+    return lambda t: co.score_nce(scores, positives=torch.arange(4) % 3, temperature=t)
+
+
+def test_a_row_without_candidates_and_targets_costs_nothing() -> None:
+    ids = torch.zeros(3, dtype=torch.int64)
+    query = rows(71, 3).requires_grad_()
+    targets = torch.zeros(3, 3)
+    losses = co.soft_target_nce(
+        query, rows(72, 3), targets, query_ids=ids, key_ids=ids, reduction="none"
+    )
+    assert torch.equal(losses, torch.zeros(3))
+    losses.sum().backward()
+    assert query.grad is not None
+    assert not query.grad.any()
+
+
+def test_a_margin_of_zero_is_a_margin() -> None:
+    with pytest.raises(ValueError, match=r"false_negative_margin: got 0\.0 with positives_in_den"):
+        co.nt_xent(rows(1), rows(2), positives_in_denominator=False, false_negative_margin=0.0)
