@@ -73,6 +73,8 @@ def sampled_softmax(
     query, key = matrices(query=query, key=key)
     check.matrix("key_log_probability", key_log_probability, (1,))
     check.shaped("key_log_probability", key_log_probability, ((key.shape[0],),), query)
+    if check.readable(key_log_probability) and not bool(key_log_probability.isfinite().all()):
+        raise ValueError("key_log_probability: got infinite numbers or NaN, expected finite ones")
     scale, tensor = divisor(temperature, query)
     check.flag("normalize", normalize)
     bias = -key_log_probability.detach()

@@ -43,6 +43,8 @@ def matryoshka(
 
     Source: Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv 2205.13147).
     """
+    if not embeddings:
+        raise ValueError("embeddings: got none, expected at least one tensor")
     for x in embeddings:
         check.matrix("embeddings", x, (2, 3))
         check.same("embeddings", x, "embeddings[0]", embeddings[0])
@@ -183,9 +185,9 @@ def checked_prefixes(width: int, dims: Dims, weights: Weights) -> list[tuple[int
     if weights is None:
         return [(dim, 1.0) for dim in dims]
     if not isinstance(weights, Sequence) or len(weights) != len(dims):
-        got = len(weights) if isinstance(weights, Sequence) else repr(weights)
+        got = f"{len(weights)} of them" if isinstance(weights, Sequence) else repr(weights)
         raise ValueError(
-            f"matryoshka_weights: got {got} of them, expected {len(dims)}, one a prefix"
+            f"matryoshka_weights: got {got}, expected a list of {len(dims)}, one a prefix"
         )
     return [
         (dim, check.number("matryoshka_weights", w)) for dim, w in zip(dims, weights, strict=True)

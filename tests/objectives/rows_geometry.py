@@ -324,6 +324,7 @@ ROWS = [
         lambda u, v, w: our_sbert(u, v, w, False),
         lambda u, v, w: sbert(u, v, w, False),
         rows_of((N, D), (N, D), (3, 3 * D)),
+        basis=ABSTRACT,
     ),
     Row(
         "002#65",

@@ -57,6 +57,9 @@ Where published code and papers disagree, this is what the calls do:
 * GCSE's `decay_width` is in logits; AnglE's "tau" multiplies, as `scale` does.
 * miCSE's attention mutual information, DiffCSE's and other models' token losses, and GRACE's reward
   (of which `Statistics` has the parts) are not functions of embeddings alone: no call here.
+* DiscoEval's learning criteria: predicting neighbours is `quick_thought`, pairs are
+  `PairSoftmaxLoss`; its positions, levels and titles are classifications of one embedding: no call.
+* WhitenedCSE's published code does not parse; its loss here is the formula's.
 * GTE: whether the pair counts once or twice in the joint denominator is not public; twice as the
   formula is written, `pair_counts=1` for once.
 """

@@ -207,8 +207,14 @@ def test_the_whole_softmax_family_is_here():
         ("matryoshka_dims: got 4", {"matryoshka_dims": 4}),
         ("matryoshka_dims: got \\[2.0\\]", {"matryoshka_dims": [2.0]}),
         ("matryoshka_weights: expected matryoshka_dims", {"matryoshka_weights": [1]}),
-        ("matryoshka_weights: got 2", {"matryoshka_dims": [2], "matryoshka_weights": [1, 2]}),
-        ("matryoshka_weights: got 3", {"matryoshka_dims": [2], "matryoshka_weights": 3}),
+        (
+            "matryoshka_weights: got 2 of them",
+            {"matryoshka_dims": [2], "matryoshka_weights": [1, 2]},
+        ),
+        (
+            "matryoshka_weights: got 3, expected a list of 1",
+            {"matryoshka_dims": [2], "matryoshka_weights": 3},
+        ),
         ("matryoshka_weights: got nan", {"matryoshka_dims": [2], "matryoshka_weights": [math.nan]}),
     ],
 )
@@ -217,6 +223,13 @@ def test_bad_prefixes(message, options):
         function, tensors, _ = CALLS[name]
         with pytest.raises(ValueError, match=message):
             function(*tensors, **options)
+
+
+def test_bad_embeddings_and_probabilities():
+    with pytest.raises(ValueError, match="embeddings: got none"):
+        co.matryoshka(co.info_nce, dims=[4])
+    with pytest.raises(ValueError, match="key_log_probability: got infinite"):
+        co.sampled_softmax(A, B, torch.full((N,), -torch.inf))
 
 
 def layers_of(count):
