@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import Operands, SimilarityProblem
+from ..engine.problem import Operands, SimilarityProblem, one_set
 from ..engine.reductions import row_lse, row_lses, score_sum
 from .arguments import Number, Reduction, describe, divisor, pairs, reduced, row_ids, softplus
 from .matryoshka import Dims, Weights, weighted_sum, with_prefixes
@@ -31,7 +31,8 @@ def decoupled_nce(
 
     .. math:: L_i = -w_i s_{ip}/T + \log \sum_{a \notin \{i, p\}} e^{s_{ia}/T}
 
-    over the 2 N rows of both views. Costs 4 matrix products; no logits are held.
+    over the 2 N rows of both views. One set: 2 matrix products (4 without a kernel for one); no
+    logits are held.
 
     Args:
         view_a, view_b: (N, D), N >= 2.
@@ -53,7 +54,9 @@ def decoupled_nce(
     width = None
     if positive_weight_width is not None:
         width = check.positive_number("positive_weight_width", positive_weight_width)
-    problem, operands, other = _two_views(view_a, view_b, temperature, normalize, workspace_bytes)
+    problem, operands, sample, other = _two_views(
+        view_a, view_b, temperature, normalize, workspace_bytes
+    )
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
 
     def weighted_positives(p: SimilarityProblem, o: Operands) -> Tensor:
@@ -65,7 +68,7 @@ def decoupled_nce(
         weight = 2 - n * torch.softmax(similarity / width, 0)
         return positives * weight.repeat(2)
 
-    losses = row_lse(problem, operands, backend)
+    losses = row_lse(*one_set(problem, operands, sample), backend)
     return reduced(losses - weighted_sum(problem, operands, weighted_positives), reduction)
 
 
@@ -91,7 +94,8 @@ def debiased_nce(
 
     over the 2 N rows of both views, n = 2 N - 2 negatives a row, and :math:`R_i = n \sum_a
     e^{(1 + \beta) s_{ia}/T} / \sum_a e^{\beta s_{ia}/T}`, which is their plain sum for
-    :math:`\beta = 0`. Costs 4 matrix products (8 with ``hardness``); no logits are held.
+    :math:`\beta = 0`. One set: 2 matrix products (4 without a kernel for one), twice that with
+    ``hardness``; no logits are held.
 
     Args:
         view_a, view_b: (N, D), N >= 2.
@@ -117,15 +121,17 @@ def debiased_nce(
     if prior == 1.0:
         raise ValueError(f"positive_prior: got {positive_prior!r}, expected a number in [0, 1)")
     beta = check.number("hardness", hardness, 0.0)
-    problem, operands, other = _two_views(view_a, view_b, temperature, normalize, workspace_bytes)
+    problem, operands, sample, other = _two_views(
+        view_a, view_b, temperature, normalize, workspace_bytes
+    )
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
     count = math.log(operands.query.shape[0] - 2)
 
-    if beta:
-        harder = row_lses(*_sharper(problem, operands, 1 + beta), backend)
-        negatives = count + harder - row_lses(*_sharper(problem, operands, beta), backend)
-    else:
-        negatives = row_lses(problem, operands, backend)
+    def lses(factor: float) -> Tensor:
+        sharper = _sharper(problem, operands, factor) if beta else (problem, operands)
+        return row_lses(*one_set(*sharper, sample), backend)
+
+    negatives = count + lses(1 + beta) - lses(beta) if beta else lses(1.0)
 
     def losses(p: SimilarityProblem, o: Operands, negatives: Tensor) -> Tensor:
         positives = score_sum(p, o, other)
@@ -149,8 +155,8 @@ def _two_views(
     temperature: Number | Tensor,
     normalize: bool,
     workspace_bytes: int | None,
-) -> tuple[SimilarityProblem, Operands, Tensor]:
-    """Each of the 2 N rows against those of other samples, and (2 N, 1) where its positive is."""
+) -> tuple[SimilarityProblem, Operands, Tensor, Tensor]:
+    """Both views' 2 N rows, the sample of each, and (2 N, 1) where its positive is."""
     view_a, view_b = pairs(view_a=view_a, view_b=view_b)
     n = view_a.shape[0]
     if n < 2:
@@ -162,11 +168,10 @@ def _two_views(
         rows,
         temperature=temperature,
         normalize=normalize,
-        ids=sample.repeat(2),
         workspace_bytes=workspace_bytes,
     )
     other = torch.cat([sample + n, sample]).unsqueeze(1)
-    return problem, operands, other
+    return problem, operands, sample.repeat(2), other
 
 
 def _temperature(temperature: Number | Tensor, like: Tensor) -> Tensor | float:

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..engine import check
+from ..engine.problem import one_set
 from ..engine.reductions import row_lses
 from .arguments import Number, Reduction, describe, matrices, shares, temperature_or, wide
 from .arguments import labels as checked_labels
@@ -32,7 +33,8 @@ def soft_nearest_neighbor(
     .. math:: L_i = -\log \frac{\sum_{j \ne i,\, y_j = y_i} e^{-d_{ij}/T}}
                                {\sum_{k \ne i} e^{-d_{ik}/T}}
 
-    Costs 4 matrix products and the pairs within classes once more; no N x N matrix is held.
+    Costs 4 matrix products (for cosines 2 where there is a kernel for one set) and the pairs within
+    classes once more; no N x N matrix is held.
 
     Args:
         embeddings: (N, D).
@@ -74,5 +76,7 @@ def soft_nearest_neighbor(
         workspace_bytes=workspace_bytes,
     )
     problem, operands = with_prefixes(problem, operands, matryoshka_dims, matryoshka_weights)
-    negatives = row_lses(problem, operands, backend)
+    # The factors of squared distances are two sets.
+    alone = (problem, operands) if distance == "sq_l2" else one_set(problem, operands, label)
+    negatives = row_lses(*alone, backend)
     return over_positives("log_sum", problem, operands, found, negatives, weight, backend)
