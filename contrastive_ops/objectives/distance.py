@@ -35,10 +35,22 @@ def squared_l2_factors(
 
 
 def with_key_bias(
-    query: Tensor, key: Tensor, bias: Tensor, temperature: float | Tensor
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor,
+    temperature: float | Tensor,
+    at: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(N, 1 + D) and (M, 1 + D) rows with dot products / T = query . key / T + bias_j, and so
-    have their prefixes."""
+    """(N, D + 1) and (M, D + 1) rows with dot products / T = query . key / T + bias_j.
+
+    The bias is column ``at``, which prefixes longer than that have: by default the last, and never
+    sooner than need be, as every product that is added to a large bias is rounded to its size.
+    """
     query, key = wide(query), wide(key)
+    at = query.shape[1] if at is None else at
     column = (bias.to(key.dtype) * temperature).unsqueeze(1).to(key.dtype)
-    return torch.cat([torch.ones_like(query[:, :1]), query], 1), torch.cat([column, key], 1)
+    ones = torch.ones_like(query[:, :1])
+    return (
+        torch.cat([query[:, :at], ones, query[:, at:]], 1),
+        torch.cat([key[:, :at], column, key[:, at:]], 1),
+    )

@@ -105,8 +105,9 @@ def sampled_softmax(
             return _sampled_softmax_of_unit_prefixes(query, key, bias, prefixes, **among)
     if normalize:
         query, key = unit_rows(wide(query)), unit_rows(wide(key))
+    shortest = None if prefixes is None else min(prefixes)[0]
     return info_nce(
-        *with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor),
+        *with_key_bias(query, key, bias, 1 / scale if tensor is None else tensor, shortest),
         normalize=False,
         matryoshka_dims=None if prefixes is None else [1 + dim for dim, _ in prefixes],
         matryoshka_weights=matryoshka_weights,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import dense
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -328,6 +329,32 @@ def test_a_wrong_answer_that_is_all_but_certain_costs_what_it_should(excluded_lo
         strict=True,
     ):
         torch.testing.assert_close(grad.double(), right, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [None, (512, 384)])
+def test_error_rule_of_a_bias(dims, bounded_backend) -> None:
+    """Products are not added to a bias that is larger than they are; the rows' gradients tell."""
+    n, width = 128, 512
+    log_p = -16 + 3 * torch.randn(n, dtype=torch.float64)
+
+    def formula(query: torch.Tensor, key: torch.Tensor, *, temperature: torch.Tensor, **_: Any):
+        loss = 0 * temperature
+        for dim in dims or [width]:
+            logits = query[:, :dim] @ key[:, :dim].T - log_p.to(query.dtype)
+            loss = loss + torch.nn.functional.cross_entropy(logits, torch.arange(n))
+        return loss
+
+    def ours(query: torch.Tensor, key: torch.Tensor, *, temperature: torch.Tensor, **options: Any):
+        options.pop("normalize")
+        bias = log_p.to(query.dtype)
+        loss = co.sampled_softmax(query, key, bias, matryoshka_dims=dims, **options)
+        return loss + 0 * temperature
+
+    def draw(seed: int) -> list[torch.Tensor]:
+        query, key = torch.randn(2, n, width) / 20
+        return [query, key + query]
+
+    dense.check_error_rule(draw, 1.0, bounded_backend, ours=ours, formula=formula, normalize=False)
 
 
 def test_second_derivatives_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
