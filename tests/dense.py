@@ -125,6 +125,7 @@ def check_error_rule(
 
 
 def largest_logit(rows: list[Tensor], temperature: float, normalize: bool = True) -> float:
+    rows = [x.flatten(0, -2) for x in rows]
     if normalize:
         rows = [F.normalize(x, dim=-1) for x in rows]
-    return (rows[0] @ torch.cat(rows[1:]).T).abs().max().item() / temperature
+    return (rows[0] @ torch.cat(rows[1:] or rows).T).abs().max().item() / temperature

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dense import check_error_rule
 
 import contrastive_ops as co
 from contrastive_ops.engine import chunked, cpu, stripes
@@ -26,6 +27,7 @@ def rows(seed: int, *shape: int) -> torch.Tensor:
 
 GUIDE = (rows(8), rows(9))
 A, B, C = rows(1), rows(2), rows(3)
+A[2, :3] = B[3] = 0.0  # a short prefix without a direction, a row without any
 CALLS = {
     "info_nce": (co.info_nce, (A, B, C), {"symmetric": True, "false_negative_margin": 0.1}),
     "nt_xent": (co.nt_xent, (A, B, C), {}),
@@ -54,7 +56,7 @@ CALLS = {
     "debiased_nce, not harder": (co.debiased_nce, (A, B), {"reduction": "none"}),
     "hardness_weighted_nce": (co.hardness_weighted_nce, (A, B, C), {}),
     "hardness_weighted_nce, alone": (co.hardness_weighted_nce, (A, B), {"reduction": "none"}),
-    "joint_nce": (co.joint_nce, (A, B), {"temperature": 0.3}),
+    "joint_nce": (co.joint_nce, (A, B), {}),
     "joint_nce, some": (
         co.joint_nce,
         (A, B),
@@ -129,6 +131,14 @@ CALLS = {
 DIMS, WEIGHTS = [4, 6, 1, 2], [0.5, 1.0, -0.25, 2.0]
 
 
+def one_by_one(function, leaves, dims, weights, **options):
+    parts = [
+        w * function(*[x[..., :d] for x in leaves], **options)
+        for d, w in zip(dims, weights, strict=True)
+    ]
+    return torch.stack(parts).sum(0)
+
+
 @pytest.mark.parametrize("short", [1.0, 0.0, 1e-20])
 @pytest.mark.parametrize("name", CALLS)
 def test_prefixes_are_truncated_rows(name, short, bounded_backend):
@@ -139,13 +149,9 @@ def test_prefixes_are_truncated_rows(name, short, bounded_backend):
     temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     options = {"temperature": temperature, **options, "backend": bounded_backend}
     leaves = [x.clone().requires_grad_() for x in tensors]
-    inputs = [*leaves, temperature] if options["temperature"] is temperature else leaves
+    inputs = [*leaves, temperature]
     ours = function(*leaves, matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS, **options)
-    parts = [
-        w * function(*[x[..., :d] for x in leaves], **options)
-        for d, w in zip(DIMS, WEIGHTS, strict=True)
-    ]
-    truncated = sum(parts)
+    truncated = one_by_one(function, leaves, DIMS, WEIGHTS, **options)
     torch.testing.assert_close(ours, truncated, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(
         torch.autograd.grad(ours.sum(), inputs),
@@ -155,6 +161,65 @@ def test_prefixes_are_truncated_rows(name, short, bounded_backend):
     )
     general = co.matryoshka(lambda *x: function(*x, **options), *leaves, dims=DIMS, weights=WEIGHTS)
     torch.testing.assert_close(general, ours, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dims", [[3, 5, 3], [2]])
+@pytest.mark.parametrize("name", CALLS)
+def test_the_rest_of_the_rows_is_cut_off(name, dims, bounded_backend):
+    """Prefixes given twice, a single one, none as wide as the rows."""
+    function, tensors, options = CALLS[name]
+    found = []
+    for loss in (
+        functools.partial(function, matryoshka_dims=dims),
+        lambda *x, **o: one_by_one(function, x, dims, [1.0] * len(dims), **o),
+    ):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        value = loss(*leaves, backend=bounded_backend, **options)
+        seed = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view(value.shape)
+        found.append([value, *torch.autograd.grad(value, leaves, seed)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "hardness_weighted" not in name])
+def test_second_derivatives(name):
+    function, tensors, options = CALLS[name]
+    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    options = {**options, "temperature": temperature, "backend": "torch"}
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    inputs = [*leaves, temperature]
+    found = []
+    for loss in (
+        function(*leaves, matryoshka_dims=DIMS, matryoshka_weights=WEIGHTS, **options),
+        one_by_one(function, leaves, DIMS, WEIGHTS, **options),
+    ):
+        first = torch.autograd.grad(loss.sum(), inputs, create_graph=True)
+        total = sum((g * torch.linspace(-1, 1, g.numel()).view(g.shape)).sum() for g in first)
+        found.append(torch.autograd.grad(total, inputs))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("short", [1.0, 1e-30])
+@pytest.mark.parametrize("name", CALLS)
+def test_error_rule(name, short, bounded_backend):
+    """In float32 prefixes are as exact as truncated rows, also where they are far shorter than
+    the rows."""
+    function, tensors, options = CALLS[name]
+    if short < 1 and not options.get("normalize", True):
+        pytest.skip("dot products")
+    dims = (70, 9, 33)
+
+    def draw(seed):
+        shapes = [(*x.shape[:-1], 70) for x in tensors]
+        drawn = [rows(100 * seed + i, *shape).float() for i, shape in enumerate(shapes)]
+        for x in drawn:
+            x[2:4, ..., :9] *= short
+        return drawn
+
+    def formula(*leaves, **o):
+        return one_by_one(function, leaves, dims, [1.0] * 3, backend=bounded_backend, **o)
+
+    ours = functools.partial(function, matryoshka_dims=dims)
+    check_error_rule(draw, 0.3, bounded_backend, ours=ours, formula=formula, **options)
 
 
 @pytest.mark.parametrize("name", CALLS)
