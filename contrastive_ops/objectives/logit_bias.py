@@ -127,24 +127,7 @@ def _sampled_softmax_of_unit_prefixes(
     **among: Any,
 ) -> Tensor:
     """The keys as explicit negatives, whose log-weights the kernels know, and positives by hand."""
-    problem, operands = describe_info_nce(
-        query,
-        key,
-        None,
-        symmetric=False,
-        in_batch=True,
-        negatives_scope="all",
-        negative_ids=None,
-        false_negative_margin=None,
-        guide=None,
-        guide_margin=0.0,
-        margin=0.0,
-        negative_log_weight=None,
-        own_negative_log_weight=None,
-        label_smoothing=0.0,
-        normalize=True,
-        **among,
-    )
+    problem, operands = describe_info_nce(query, key, **among)
     problem, operands = on_prefixes(problem, operands, prefixes)
     index = positive_index(operands)
     bias = bias.to(operands.accumulation_dtype)

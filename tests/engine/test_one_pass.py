@@ -108,29 +108,6 @@ T = torch.tensor(0.3, dtype=torch.float64)
 BIAS = torch.tensor(-1.5, dtype=torch.float64)
 
 
-def described(*tensors, temperature, margin=0.0, negatives_scope="all"):
-    return describe(
-        *tensors,
-        temperature=temperature,
-        symmetric=False,
-        in_batch=True,
-        negatives_scope=negatives_scope,
-        positives=None,
-        query_ids=None,
-        key_ids=None,
-        negative_ids=None,
-        false_negative_margin=None,
-        guide=None,
-        guide_margin=0.0,
-        margin=margin,
-        negative_log_weight=None,
-        own_negative_log_weight=0.5,
-        label_smoothing=0.0,
-        normalize=True,
-        workspace_bytes=None,
-    )
-
-
 def views(*tensors, **options):
     return co.nt_xent(*tensors[:-1], temperature=tensors[-1], **options)
 
@@ -411,7 +388,9 @@ def test_a_single_gradient_of_prefixes(name, wanted, unaided, cpu_kernel):
 def test_losses_that_are_not_summed(options, dtype, isa, unaided):
     """(prefixes, N), each with a weight of its own, at once and in steps."""
     tensors = [x.to(dtype) for x in (*SETS, HARD)]
-    problem, operands = described(*tensors, temperature=T, margin=0.05, **options)
+    problem, operands = describe(
+        *tensors, temperature=T, margin=0.05, own_negative_log_weight=0.5, **options
+    )
     problem, _ = on_prefixes(problem, operands, [(dim, 1.0) for dim in DIMS])
     problem = problem._replace(prefix_weights=())
     weight = torch.linspace(-1, 2, len(DIMS) * N, dtype=operands.accumulation_dtype)
