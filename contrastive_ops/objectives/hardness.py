@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.problem import Operands, SimilarityProblem
+from ..engine.problem import Operands, SimilarityProblem, scale_of
 from ..engine.reductions import row_lses, score_sum
+from ..engine.reference import Logits, cross_entropy
+from ..engine.similarity import prepared
 from .arguments import (
     Number,
     Reduction,
@@ -17,7 +19,6 @@ from .arguments import (
     matrices,
     reduced,
     row_ids,
-    softplus,
     wide,
     workspace,
 )
@@ -47,10 +48,12 @@ def hardness_weighted_nce(
 
     Args:
         query, key: (N, D); key i is the positive of query i.
-        negatives: (K, D), further candidates of every query.
+        negatives: (K, D), further candidates of every query, or (N, H, D), of which H are each
+            query's own hard negatives, and in-batch ones to the other queries.
         temperature: T > 0, a number or a 0-dim tensor, then with gradient.
         hardness: alpha >= 0, in logits per cosine.
-        hardness_of: which negatives it weighs: all, the other queries' keys, or ``negatives``.
+        hardness_of: which negatives it weighs: all; the in-batch ones (the other queries' keys and
+            own negatives); or the rest (a query's own negatives, or everybody's (K, D)).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, (N,).
         matryoshka_dims, matryoshka_weights, backend, workspace_bytes: as in
             :func:`contrastive_ops.info_nce`.
@@ -62,17 +65,26 @@ def hardness_weighted_nce(
     Raises:
         ValueError: as in :func:`info_nce`.
 
-    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812). ``"all"`` is also what
-    ``hardness_mode="all_negatives"`` of sentence-transformers' MultipleNegativesRankingLoss does;
-    its other modes tell a query's own hard negatives from those of other queries, which
-    ``negatives`` here do not: they are everybody's.
+    Source: Lan et al. 2025, "LLaVE" (arXiv 2503.04812). With (N, H, D) negatives the three choices
+    are ``hardness_mode`` ``"all_negatives"``, ``"in_batch_negatives"`` and ``"hard_negatives"`` of
+    sentence-transformers' MultipleNegativesRankingLoss.
     """
     check.choice("hardness_of", hardness_of, ("all", "in_batch", "negatives"))
     alpha = check.number("hardness", hardness, 0.0)
+    own_shape = None
     if negatives is None:
         query, key = matrices(query=query, key=key)
     else:
+        check.matrix("negatives", negatives, (2, 3))
+        if negatives.dim() == 3:
+            own_shape = negatives.shape
+            negatives = negatives.flatten(0, 1)
         query, key, negatives = matrices(query=query, key=key, negatives=negatives)
+        if own_shape is not None and own_shape[0] != query.shape[0]:
+            raise ValueError(
+                f"negatives: got shape {tuple(own_shape)}, expected ({query.shape[0]}, H, "
+                f"{query.shape[1]}) or (K, {query.shape[1]})"
+            )
     if key.shape[0] != query.shape[0]:
         raise ValueError(f"key: got {key.shape[0]} rows, expected {query.shape[0]} as in query")
     scale, tensor = divisor(temperature, query)
@@ -85,19 +97,28 @@ def hardness_weighted_nce(
     )
     plain = operands._replace(negatives=None)
     blocks = [(operands.key, ids, hardness_of != "negatives")]
-    if operands.negatives is not None:
+    if operands.negatives is not None and own_shape is not None:
+        owners = ids.repeat_interleave(own_shape[1], 1)
+        blocks.append((operands.negatives, owners, hardness_of != "negatives"))
+        plain = plain._replace(own_negatives=operands.negatives.unflatten(0, own_shape[:2]))
+    elif operands.negatives is not None:
         strangers = torch.full((1, operands.negatives.shape[0]), -1, device=query.device)
         blocks.append((operands.negatives, strangers, hardness_of != "in_batch"))
     sums = [
         _row_lses(problem, plain, block, ids, block_ids, alpha if raised else 0.0, backend)
         for block, block_ids, raised in blocks
     ]
-    negative = sums[0] if len(sums) == 1 else torch.logaddexp(*sums)
 
-    def losses(p: SimilarityProblem, o: Operands, negative: Tensor) -> Tensor:
-        return softplus(negative - score_sum(p, o))
+    def losses(p: SimilarityProblem, o: Operands, *negatives: Tensor) -> Tensor:
+        parts = [torch.stack(negatives, 1)]
+        if o.own_negatives is not None:
+            rows = prepared(o.query, p, o.accumulation_dtype).unsqueeze(1)
+            cosine = (rows * prepared(o.own_negatives, p, o.accumulation_dtype)).sum(2)
+            raised = alpha * cosine.detach() if hardness_of != "in_batch" else 0.0
+            parts.append(cosine * scale_of(p, o) + raised)
+        return cross_entropy(Logits(score_sum(p, o).unsqueeze(1), tuple(parts)), 0.0)
 
-    return reduced(weighted_sum(problem, plain, losses, negative), reduction)
+    return reduced(weighted_sum(problem, plain, losses, *sums), reduction)
 
 
 def _row_lses(
@@ -111,7 +132,7 @@ def _row_lses(
 ) -> Tensor:
     """Log-sum-exps of s / T + alpha sg(s): the sharper logits (1 / T + alpha) s, whose gradient
     reaches the rows as that of s / T does."""
-    operands = plain._replace(key=block, query_ids=ids, key_ids=block_ids)
+    operands = plain._replace(key=block, query_ids=ids, key_ids=block_ids, own_negatives=None)
     if not alpha:
         return row_lses(problem, operands, backend)
     if operands.temperature is None:

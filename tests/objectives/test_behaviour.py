@@ -535,3 +535,53 @@ def test_a_row_without_candidates_and_targets_costs_nothing() -> None:
 def test_a_margin_of_zero_is_a_margin() -> None:
     with pytest.raises(ValueError, match=r"false_negative_margin: got 0\.0 with positives_in_den"):
         co.nt_xent(rows(1), rows(2), positives_in_denominator=False, false_negative_margin=0.0)
+
+
+@pytest.mark.parametrize(
+    ("hardness_of", "mode"),
+    [
+        ("all", "all_negatives"),
+        ("in_batch", "in_batch_negatives"),
+        ("negatives", "hard_negatives"),
+    ],
+)
+@pytest.mark.parametrize("width", [1, 3])
+def test_hardness_against_sentence_transformers(hardness_of: str, mode: str, width: int) -> None:
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    query, key = rows(81, 9), rows(82, 9)
+    negatives = torch.stack([rows(83 + i, 9) for i in range(width)], 1)
+    columns = [query, key, *negatives.unbind(1)]
+    leaves = [x.clone().requires_grad_() for x in columns]
+
+    class Given(torch.nn.Module):
+        def forward(self, features: Any) -> Any:
+            return {"sentence_embedding": features["rows"]}
+
+    theirs = losses.MultipleNegativesRankingLoss(
+        Given(), scale=20.0, hardness_mode=mode, hardness_strength=9.0
+    )
+    expected = theirs([{"rows": x} for x in leaves], torch.empty(0))
+    ours = [x.clone().requires_grad_() for x in columns]
+    actual = co.hardness_weighted_nce(
+        *ours[:2],
+        torch.stack(ours[2:], 1),
+        temperature=0.05,
+        hardness=9.0,
+        hardness_of=hardness_of,  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, ours),
+        torch.autograd.grad(expected, leaves),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_hardness_of_a_single_pair() -> None:
+    query, key, own = rows(91, 1), rows(92, 1), rows(93, 1).unsqueeze(1)
+    leaves = [x.requires_grad_() for x in (query, key, own)]
+    loss = co.hardness_weighted_nce(*leaves, hardness=2.0)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, leaves))
+    with pytest.raises(ValueError, match=r"negatives: got shape \(2, 1, 8\), expected \(1, H, 8\)"):
+        co.hardness_weighted_nce(query, key, rows(94, 2).unsqueeze(1))

@@ -55,6 +55,11 @@ CALLS = {
     "debiased_nce": (co.debiased_nce, (A, B), {"hardness": 0.5}),
     "debiased_nce, not harder": (co.debiased_nce, (A, B), {"reduction": "none"}),
     "hardness_weighted_nce": (co.hardness_weighted_nce, (A, B, C), {}),
+    "hardness_weighted_nce, own": (
+        co.hardness_weighted_nce,
+        (A, B, rows(5, N, 2, D)),
+        {"hardness_of": "in_batch"},
+    ),
     "hardness_weighted_nce, alone": (co.hardness_weighted_nce, (A, B), {"reduction": "none"}),
     "joint_nce": (co.joint_nce, (A, B), {}),
     "joint_nce, some": (
